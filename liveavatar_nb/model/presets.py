@@ -6,7 +6,7 @@
 __all__ = ['OFFICIAL_DIT', 'PRESETS', 'WEIGHTS', 'KINDS', 'PresetError', 'Preset', 'preset', 'build', 'save_weights',
            'find_weights', 'read_weights', 'load_weights', 'card_of']
 
-# %% ../../nbs/28_model.presets.ipynb #bdd3d896
+# %% ../../nbs/28_model.presets.ipynb #82f971d8
 import json, os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import nn
 from .dit import DiT, DiTConfig
 from .vae import VAEConfig, VideoVAE
 
-# %% ../../nbs/28_model.presets.ipynb #64aa3d89
+# %% ../../nbs/28_model.presets.ipynb #06712869
 class PresetError(ValueError): "A preset or a weights file can't be used; the message says what to do."
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Preset:
     @property
     def seconds_per_block(self)->float: return self.frames_per_block / self.fps
 
-# %% ../../nbs/28_model.presets.ipynb #31290a6c
+# %% ../../nbs/28_model.presets.ipynb #6a5c53f9
 OFFICIAL_DIT = DiTConfig(dim=5120, ffn_dim=13824, heads=40, layers=40, freq_dim=256, text_dim=4096, text_len=512, text_vocab=0,
                          audio_layers=25, audio_dim=1024, audio_tokens=4, inject_layers=(0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 39),
                          cond_dim=16, framepack=True, sink_distance=30.)
 PRESETS = {p.name: p for p in (
-    Preset("pico", (64, 64), DiTConfig(rope_scale=2.), VAEConfig()),
-    Preset("nano", (128, 128), DiTConfig(), VAEConfig()),
+    Preset("pico", (64, 64), DiTConfig(rope_scale=2., cond_dim=16, reference=True), VAEConfig()),
+    Preset("nano", (128, 128), DiTConfig(cond_dim=16, reference=True), VAEConfig()),
     Preset("wan-s2v-14b", (384, 704), OFFICIAL_DIT, VAEConfig.official()))}
 
 def preset(name)->Preset:
@@ -62,7 +62,7 @@ def build(name, part:str="dit")->nn.Module:
     p = preset(name)
     return DiT(p.dit) if part == "dit" else VideoVAE(p.vae)
 
-# %% ../../nbs/28_model.presets.ipynb #0cee9b11
+# %% ../../nbs/28_model.presets.ipynb #3fd1fad5
 WEIGHTS = Path(__file__).parent.parent / "weights" if "__file__" in globals() else Path("../liveavatar_nb/weights")
 KINDS = {"dit": (DiT, DiTConfig), "vae": (VideoVAE, VAEConfig)}
 
@@ -77,7 +77,7 @@ def save_weights(path, network:nn.Module, kind:str, card:dict=None, config=None)
     os.replace(temporary, path)
     if card is not None: path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
 
-# %% ../../nbs/28_model.presets.ipynb #9c7f5aed
+# %% ../../nbs/28_model.presets.ipynb #e046246b
 def find_weights(name)->Path:
     "A weights file by path, or by the name of one that is shipped with the package."
     for path in (Path(name), WEIGHTS / f"{name}.safetensors"):
@@ -106,7 +106,7 @@ def load_weights(name, network:nn.Module=None)->nn.Module:
     except RuntimeError as e: raise PresetError(f"{Path(str(name)).name} belongs to another network: check the preset") from e
     return network.eval()
 
-# %% ../../nbs/28_model.presets.ipynb #b49af733
+# %% ../../nbs/28_model.presets.ipynb #2da9100b
 def card_of(name)->dict:
     "The card that lies beside a weights file; empty if there is none."
     path = find_weights(name).with_suffix(".json")

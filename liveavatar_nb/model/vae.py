@@ -6,7 +6,7 @@
 __all__ = ['Tape', 'RMSNorm', 'CausalConv3d', 'causal_conv', 'ResidualBlock', 'SpatialAttention', 'over_frames', 'Downsample',
            'Upsample', 'VAEConfig', 'run', 'Encoder', 'Decoder', 'LinearPath', 'VideoVAE', 'check_video', 'golden_dir']
 
-# %% ../../nbs/21_model.vae.ipynb #5ec350b7
+# %% ../../nbs/21_model.vae.ipynb #ad70715d
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-# %% ../../nbs/21_model.vae.ipynb #fa947490
+# %% ../../nbs/21_model.vae.ipynb #e51d5b68
 class Tape:
     "Reads what each layer remembered of the previous chunk, in call order, and collects what it must remember now."
     def __init__(self,
@@ -29,7 +29,7 @@ class Tape:
         return None if self.start else self.old[len(self.new)]
     def write(self, x): self.new.append(x)
 
-# %% ../../nbs/21_model.vae.ipynb #73f2b1af
+# %% ../../nbs/21_model.vae.ipynb #2e5224b5
 class RMSNorm(nn.Module):
     "Channel-wise root-mean-square norm of (B, C, ...): x / |x| * sqrt(C) * gamma."
     def __init__(self, channels:int, dims:int=3):
@@ -37,7 +37,7 @@ class RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(channels, *(1,) * dims))
     def forward(self, x): return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-24) * self.gamma
 
-# %% ../../nbs/21_model.vae.ipynb #0e72c6b9
+# %% ../../nbs/21_model.vae.ipynb #7546f192
 class CausalConv3d(nn.Conv3d):
     "3-D convolution that never looks ahead; on a chunk it continues from the frames on the tape."
     def forward(self, x, tape:Tape|None=None):
@@ -60,7 +60,7 @@ def causal_conv(c_in:int, c_out:int, kernel:int=3):
     "A causal convolution with `kernel`³ taps that keeps height and width."
     return CausalConv3d(c_in, c_out, kernel, padding=(0, kernel // 2, kernel // 2))
 
-# %% ../../nbs/21_model.vae.ipynb #7f0e8f88
+# %% ../../nbs/21_model.vae.ipynb #bbfac002
 class ResidualBlock(nn.Module):
     "Two causal convolutions with a shortcut; (B, C_in, T, H, W) -> (B, C_out, T, H, W)."
     def __init__(self, c_in:int, c_out:int):
@@ -73,7 +73,7 @@ class ResidualBlock(nn.Module):
         for layer in self.residual: y = layer(y, tape) if isinstance(layer, CausalConv3d) else layer(y)
         return self.shortcut(x) + y
 
-# %% ../../nbs/21_model.vae.ipynb #a295db0c
+# %% ../../nbs/21_model.vae.ipynb #811778e7
 class SpatialAttention(nn.Module):
     "Single-head attention among the pixels of one frame."
     def __init__(self, channels:int):
@@ -87,7 +87,7 @@ class SpatialAttention(nn.Module):
         y = rearrange(F.scaled_dot_product_attention(q, k, v), "n 1 (h w) c -> n c h w", h=h)
         return x + rearrange(self.proj(y), "(b t) c h w -> b c t h w", b=b)
 
-# %% ../../nbs/21_model.vae.ipynb #5011bfd7
+# %% ../../nbs/21_model.vae.ipynb #bcc0c5c3
 def over_frames(layer, x):
     "Apply a 2-D layer to each frame of (B, C, T, H, W)."
     b = x.shape[0]
@@ -107,7 +107,7 @@ class Downsample(nn.Module):
         if past is not None: return self.time_conv(torch.cat([past, x], 2))
         return torch.cat([x[:, :, :1], self.time_conv(x)], 2) if x.shape[2] > 1 else x
 
-# %% ../../nbs/21_model.vae.ipynb #7c18d83e
+# %% ../../nbs/21_model.vae.ipynb #d4ae352e
 class Upsample(nn.Module):
     "Double height and width and halve the channels; with `time` also double the frames after the first."
     def __init__(self, channels:int, time:bool):
@@ -125,7 +125,7 @@ class Upsample(nn.Module):
             return x
         return rearrange(self.time_conv(x, tape), "b (two c) t h w -> b c (t two) h w", two=2)
 
-# %% ../../nbs/21_model.vae.ipynb #b4b8e99b
+# %% ../../nbs/21_model.vae.ipynb #4192daf6
 @dataclass(frozen=True)
 class VAEConfig:
     "Sizes of a causal video VAE. Strides are (4, 8, 8) for every preset."
@@ -141,7 +141,7 @@ class VAEConfig:
     @classmethod
     def tiny_golden(cls): return cls(dim=6, dim_mult=(1, 2, 4, 4), res_blocks=2, time_down=(False, True, True), patch=1, encoder="conv")
 
-# %% ../../nbs/21_model.vae.ipynb #6bcacafe
+# %% ../../nbs/21_model.vae.ipynb #3e998f48
 def run(layers, x, tape):
     "Apply layers in order, handing the tape to those that remember."
     for layer in layers: x = layer(x) if isinstance(layer, (RMSNorm, nn.SiLU)) else layer(x, tape)
@@ -162,7 +162,7 @@ class Encoder(nn.Module):
     def forward(self, x, tape=None):
         return run([self.conv1, *self.downsamples, *self.middle, *self.head], x, tape)
 
-# %% ../../nbs/21_model.vae.ipynb #09ad4eca
+# %% ../../nbs/21_model.vae.ipynb #1b24c790
 class Decoder(nn.Module):
     "(B, z_dim, 1 + n, h, w) -> (B, 3·patch², 1 + 4n, H, W)."
     def __init__(self, config:VAEConfig):
@@ -180,7 +180,7 @@ class Decoder(nn.Module):
     def forward(self, z, tape=None):
         return run([self.conv1, *self.middle, *self.upsamples, *self.head], z, tape)
 
-# %% ../../nbs/21_model.vae.ipynb #6ec01fee
+# %% ../../nbs/21_model.vae.ipynb #69890d4a
 class LinearPath(nn.Module):
     "Linear code of the 4×8×8 pixels of a latent cell: `encode` (B, 3, T, H, W) -> (B, z, n, h, w), `decode` back."
     def __init__(self, z_dim:int):
@@ -196,7 +196,7 @@ class LinearPath(nn.Module):
         x = rearrange(self.out(rearrange(z, "b z t h w -> b t h w z")), "b t h w (c q p r) -> b c (t q) (h p) (w r)", c=3, q=4, p=8)
         return torch.cat([x[:, :, :4].mean(2, keepdim=True), x[:, :, 4:]], 2) if start else x
 
-# %% ../../nbs/21_model.vae.ipynb #532fd4d3
+# %% ../../nbs/21_model.vae.ipynb #77590701
 class VideoVAE(nn.Module):
     "Causal 3-D video VAE with Wan's structure: stride (4, 8, 8), streaming by chunks, pure state."
     def __init__(self, config:VAEConfig=VAEConfig()):
@@ -216,7 +216,7 @@ class VideoVAE(nn.Module):
         return rearrange(x, "b (c q p) t h w -> b c t (h p) (w q)", p=p, q=p)
     def _norm(self): return (s[:, None, None, None] for s in (self.latent_mean, self.latent_std))
 
-# %% ../../nbs/21_model.vae.ipynb #92f35c7b
+# %% ../../nbs/21_model.vae.ipynb #70102274
 from fastcore.basics import patch
 
 @patch
@@ -242,7 +242,7 @@ def encode(self:VideoVAE, video:Tensor)->Tensor:
     "(B, 3, 1+4n, H, W) in [-1, 1] -> normalised latents (B, z_dim, 1+n, H/8, W/8), the posterior's mean."
     return self.encode_chunk(video)[0]
 
-# %% ../../nbs/21_model.vae.ipynb #246555ea
+# %% ../../nbs/21_model.vae.ipynb #029ece7f
 @patch
 def decode_chunk(self:VideoVAE,
     latents:Tensor,       # (B, z_dim, n, h, w) normalised: the next latent frames of a stream
@@ -270,7 +270,7 @@ def check_video(video, start:bool):
     if h % 8 or w % 8: raise ValueError(f"height and width must be multiples of 8, not {h}×{w}: crop or resize first")
     if (t - start) % 4: raise ValueError(f"{t} frames don't fill latent frames: give {'1 + 4n' if start else '4n'} frames")
 
-# %% ../../nbs/21_model.vae.ipynb #1de9ab0f
+# %% ../../nbs/21_model.vae.ipynb #e3c73929
 def golden_dir():
     "The folder of golden numbers beside the repository, or None where there is none."
     from pathlib import Path

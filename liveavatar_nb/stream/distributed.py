@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['TINY', 'STATES', 'STARTING', 'WORKING', 'WAITING', 'DONE', 'KINDS', 'FIXED', 'TPPError', 'TPPConfig', 'get_preset',
-           'shipped', 'load_dit', 'load_vae', 'sampler_config', 'Sound', 'portrait_video', 'to_frames', 'one_process',
-           'PeerLost', 'Outbox', 'Inbox', 'Board', 'alive', 'find_fault', 'Watch', 'Engine', 'inject', 'connected',
-           'pack', 'unpack', 'save_tensors', 'load_tensors', 'restore_point', 'fingerprint', 'run_note', 'prepare',
-           'fragment_ends', 'count_packets', 'reopen_video', 'run_rank', 'launch', 'read_arguments', 'main',
+           'weights_of', 'load_dit', 'load_vae', 'sampler_config', 'Sound', 'portrait_video', 'to_frames',
+           'one_process', 'PeerLost', 'Outbox', 'Inbox', 'Board', 'alive', 'find_fault', 'Watch', 'Engine', 'inject',
+           'connected', 'pack', 'unpack', 'save_tensors', 'load_tensors', 'restore_point', 'fingerprint', 'run_note',
+           'prepare', 'fragment_ends', 'count_packets', 'reopen_video', 'run_rank', 'launch', 'read_arguments', 'main',
            'TPPResult', 'collect', 'run_tpp', 'bench_equality', 'bench_emulated', 'leftovers', 'bench_faults',
            'bench_tpp']
 
-# %% ../../nbs/43_stream.distributed.ipynb #677489d9
+# %% ../../nbs/43_stream.distributed.ipynb #0f21168e
 import argparse, hashlib, json, os, shutil, signal, subprocess, sys, tempfile, threading, time
 from collections import Counter, deque
 from contextlib import contextmanager
@@ -28,14 +28,15 @@ from ..data.portrait import clean_prompt, load_portrait
 from ..model.cache import LayerKV
 from ..model.dit import DiT, DiTConfig
 from ..model.flow import official_sigmas
-from ..model.presets import WEIGHTS, Preset, card_of, load_weights, preset
+from ..model.presets import Preset, card_of, load_weights, preset
 from ..model.vae import VAEConfig, VideoVAE
 from .sampler import BlockSampler, SamplerConfig, block_noise
 from .tpp import BLOCK_FRAMES, FPS, Placement, Row, Schedule, SinkPlan, StageTimes, jobs, simulate
 from .writer import VideoWriter, check_writable, read_video
 from ..train.latents import AUDIO_HISTORY, audio_window
+from ..train.vae import to_video
 
-# %% ../../nbs/43_stream.distributed.ipynb #0b400068
+# %% ../../nbs/43_stream.distributed.ipynb #d299600a
 class TPPError(RuntimeError):
     "A pipeline run ended early; one line that names rank and block."
 
@@ -65,7 +66,7 @@ class TPPConfig:
     job_patience_s: float = 6.      # a job may take ten times the longest one so far, and at least this
     startup_s: float = 120.         # loading, connecting, and the first job
 
-# %% ../../nbs/43_stream.distributed.ipynb #4b694e46
+# %% ../../nbs/43_stream.distributed.ipynb #853b5e89
 @patch(as_prop=True)
 def folder(self:TPPConfig)->Path:
     "Where checkpoints and notes lie, beside the film."
@@ -84,14 +85,16 @@ def check(self:TPPConfig)->Placement:
     place = Placement.parse(self.placement)
     if min(self.refresh_at, self.n_blocks, self.checkpoint_every) < 0: raise ValueError("refresh_at, n_blocks and checkpoint_every count blocks: give 0 or more")
     if self.stretch and len(self.stretch) != place.n_steps + 2: raise ValueError(f"stretch needs {place.n_steps + 2} times: one for each step, the decode and the sink")
-    get_preset(self.preset)
+    sampler_config(self)
     load_audio(self.audio)
     load_portrait(self.image)
     check_writable(self.outdir)
+    wrong = [k for k, v in run_note(self).items() if k != "done" and v != fingerprint(self)[k]] if self.resume else []
+    if wrong: raise ValueError(f"{self.video.name} was begun with another {', '.join(wrong)}: give the same, or start without --resume")
     return place
 
-# %% ../../nbs/43_stream.distributed.ipynb #ad87495c
-TINY = Preset("tiny", (32, 32), DiTConfig(dim=48, ffn_dim=96, heads=2, layers=2, inject_layers=(0,)), VAEConfig(dim=8, dim_mult=(1, 2, 2)))
+# %% ../../nbs/43_stream.distributed.ipynb #02d2b8ed
+TINY = Preset("tiny", (32, 32), DiTConfig(dim=48, ffn_dim=96, heads=2, layers=2, inject_layers=(0,), cond_dim=16, reference=True), VAEConfig(dim=8, dim_mult=(1, 2, 2)))
 
 def get_preset(name:str)->Preset:
     "A preset by name, `tiny` included."
@@ -104,31 +107,33 @@ def _random(make):
     if hasattr(net, "head"): torch.nn.init.normal_(net.head.head.weight, std=.02)
     return net.eval()
 
-def shipped(name:str)->str:
-    "The weights that a preset streams with: a distilled student if there is one."
-    for kind in ("student4", "student", "distill", "forcing"):
-        if (WEIGHTS / f"{name}_{kind}.safetensors").is_file(): return f"{name}_{kind}"
-    return f"{name}_student4"
+def weights_of(config:TPPConfig)->str:
+    "Name or path of the network's weights: those asked for, or the ones that the preset is shipped with."
+    from liveavatar_nb.stream.avatar import DEFAULT_WEIGHTS
+    if not config.weights and config.preset not in DEFAULT_WEIGHTS: raise ValueError(f"no weights are shipped for {config.preset}: give weights=FILE")
+    return config.weights or DEFAULT_WEIGHTS[config.preset]
 
 def load_dit(config:TPPConfig)->DiT:
     "The denoising network of a run."
-    if config.random: return _random(lambda: DiT(get_preset(config.preset).dit))
-    return load_weights(config.weights or shipped(config.preset))
+    return _random(lambda: DiT(get_preset(config.preset).dit)) if config.random else load_weights(weights_of(config))
 
 def load_vae(config:TPPConfig)->VideoVAE:
     "The VAE of a run."
-    if config.random: return _random(lambda: VideoVAE(get_preset(config.preset).vae))
-    return load_weights("nano_vae")
+    return _random(lambda: VideoVAE(get_preset(config.preset).vae)) if config.random else load_weights("nano_vae")
 
-# %% ../../nbs/43_stream.distributed.ipynb #7eb22764
+# %% ../../nbs/43_stream.distributed.ipynb #3593fc89
 def sampler_config(config:TPPConfig)->SamplerConfig:
-    "The sampler's settings: noise levels from the weights' card if it names them, else the official ones."
+    """The sampler's settings: those on the weights' card, official noise levels if it has none for this number of steps.
+    The history is always at each step's own noise level: no other policy can be pipelined."""
     p, n = get_preset(config.preset), Placement.parse(config.placement).n_steps
-    levels = None if config.random else card_of(config.weights or shipped(config.preset)).get("levels")
+    card = {} if config.random else dict(card_of(weights_of(config)).get("sampler", {}))
+    levels = card.pop("levels", None) if card.get("policy", "timestep") == "timestep" else None
     if levels and len(levels) != n + 1: raise ValueError(f"these weights take {len(levels) - 1} steps, the placement {config.placement} has {n}: use another placement")
-    return SamplerConfig(levels=tuple(levels or official_sigmas(n).tolist()), window_frames=p.window_frames, block_frames=p.block_frames,
-                         sink_distance=p.dit.sink_distance, refresh_at=config.refresh_at or None, seed=config.seed)
+    kept = {k: v for k, v in card.items() if k in ("solver", "weight", "rolling", "sink_distance", "window_frames")}
+    base = dict(levels=tuple(levels or official_sigmas(n).tolist()), window_frames=p.window_frames, block_frames=p.block_frames, sink_distance=p.dit.sink_distance)
+    return SamplerConfig(**base | kept, refresh_at=config.refresh_at or None, seed=config.seed)
 
+# %% ../../nbs/43_stream.distributed.ipynb #d273b662
 class Sound:
     "The sound of a run in blocks: features with their history, and samples for the film."
     def __init__(self, config:TPPConfig):
@@ -142,31 +147,30 @@ class Sound:
         "Samples of block `b`; the last block ends where the sound ends."
         return self.samples[b * BLOCK_FRAMES * 640:(b + 1) * BLOCK_FRAMES * 640]
 
-# %% ../../nbs/43_stream.distributed.ipynb #f8eafc91
+# %% ../../nbs/43_stream.distributed.ipynb #a844a9ca
 def portrait_video(config:TPPConfig)->torch.Tensor:
     "The portrait as a film of one frame, (1, 3, 1, H, W) in [-1, 1]."
-    pixels = torch.from_numpy(load_portrait(config.image, get_preset(config.preset).size[0]))
-    return pixels.permute(2, 0, 1)[None, :, None].float() / 127.5 - 1
+    return to_video(load_portrait(config.image, get_preset(config.preset).size[0])[None])
 
 def to_frames(video:torch.Tensor)->np.ndarray:
     "(1, 3, T, H, W) about [-1, 1] to (T, H, W, 3) uint8."
     return ((video[0].permute(1, 2, 3, 0).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
 
-# %% ../../nbs/43_stream.distributed.ipynb #57f5cd30
+# %% ../../nbs/43_stream.distributed.ipynb #12ca79d0
 @torch.no_grad()
 def one_process(config:TPPConfig)->dict:
     "The same film in this process: {latents (1, 16, F, h, w), frames (n, H, W, 3)}."
     p, vae, sound = get_preset(config.preset), load_vae(config), Sound(config)
     portrait = vae.encode(portrait_video(config))
-    sampler = BlockSampler(load_dit(config), p.latent, sampler_config(config)).start(portrait, config.text)
-    state, latents, frames = vae.decode_chunk(portrait)[1], [], []
+    sampler = BlockSampler(load_dit(config), p.latent, sampler_config(config)).start(portrait, clean_prompt(config.text))
+    state, latents, frames = vae.decode_chunk(portrait)[1], [], []   # the portrait warms the decoder
     for b in range(sound.n_blocks):
         latents.append(sampler.block(sound.block(b), AUDIO_HISTORY))
         video, state = vae.decode_chunk(latents[-1], state)
         frames.append(to_frames(video))
     return dict(latents=torch.cat(latents, 2), frames=torch.from_numpy(np.concatenate(frames)))
 
-# %% ../../nbs/43_stream.distributed.ipynb #9207d45b
+# %% ../../nbs/43_stream.distributed.ipynb #90c318d3
 class PeerLost(RuntimeError):
     "A neighbour is gone; somebody else knows why."
 
@@ -186,7 +190,7 @@ class Outbox:
     def flush(self):
         while self.flying: self._finish()
 
-# %% ../../nbs/43_stream.distributed.ipynb #9c7289cd
+# %% ../../nbs/43_stream.distributed.ipynb #fa02f201
 class Inbox:
     "Non-blocking receives from one rank: the next message has a buffer waiting before it is asked for."
     def __init__(self, src:int, shape:tuple, dtype=torch.float32, total:int=1, device="cpu", group=None):
@@ -205,7 +209,7 @@ class Inbox:
         self._post()
         return buffer.to(self.device)
 
-# %% ../../nbs/43_stream.distributed.ipynb #5f2b5eec
+# %% ../../nbs/43_stream.distributed.ipynb #3f48a784
 STATES = STARTING, WORKING, WAITING, DONE = range(4)
 _SLOT = np.dtype([(k, "f8") for k in ("beat", "since", "longest")] + [(k, "i8") for k in ("pid", "state", "block", "step", "written")])
 
@@ -231,7 +235,7 @@ class Board:
         except FileExistsError: return False
         finally: draft.unlink()
 
-# %% ../../nbs/43_stream.distributed.ipynb #a0fcdfde
+# %% ../../nbs/43_stream.distributed.ipynb #1d7f9513
 def alive(pid:int)->bool:
     "Is this process there and not a zombie?"
     try: return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
@@ -254,7 +258,7 @@ def find_fault(board:Board, config:TPPConfig, now:float, began:float, me:int=-1)
         elif s["state"] == WORKING and busy > limit: return rank, f"hangs ({busy:.1f} s in one job)"
     return None
 
-# %% ../../nbs/43_stream.distributed.ipynb #66bc7dab
+# %% ../../nbs/43_stream.distributed.ipynb #a1fb8a01
 class Watch(threading.Thread):
     "A thread in each rank: gives signs of life, watches the others, ends the process when there is a verdict."
     def __init__(self, board:Board, config:TPPConfig, rank:int=-1):
@@ -287,7 +291,7 @@ class Watch(threading.Thread):
         sys.stderr.flush(); sys.stdout.flush()
         os._exit(1)
 
-# %% ../../nbs/43_stream.distributed.ipynb #844a4620
+# %% ../../nbs/43_stream.distributed.ipynb #26d2b61c
 @patch
 def accuse(self:Watch, rank:int, why:str, hint:bool=True):
     "Say once, in one line, which rank failed at which block, and end it if it still lives."
@@ -302,7 +306,7 @@ def accuse(self:Watch, rank:int, why:str, hint:bool=True):
     pid = int(s["pid"])
     if pid and pid != os.getpid() and alive(pid): os.kill(pid, signal.SIGKILL)
 
-# %% ../../nbs/43_stream.distributed.ipynb #864e9c02
+# %% ../../nbs/43_stream.distributed.ipynb #da818ace
 class Engine:
     "One rank: connects, loads only what it needs, works through its list of jobs."
     def __init__(self, config:TPPConfig, rank:int, watch:Watch):
@@ -336,13 +340,13 @@ def inject(kind:str, folder:Path):
         while True: time.sleep(1)
     if kind == "raise": raise RuntimeError("injected fault")
 
-# %% ../../nbs/43_stream.distributed.ipynb #f3558c69
+# %% ../../nbs/43_stream.distributed.ipynb #e3b58470
 @patch
 def setup(self:Engine):
     "Load, connect the wires, agree on the portrait's latent and on the clock."
     c, p = self.config, get_preset(self.config.preset)
     self.preset, self.sound, self.sampler_config = p, Sound(c), sampler_config(c)
-    self.n_blocks, self.text = self.sound.n_blocks, clean_prompt(c.text) if p.dit.text_vocab else c.text
+    self.n_blocks, self.text = self.sound.n_blocks, clean_prompt(c.text)
     self.first = restore_point(c, self.place) if c.resume else 0
     self.refresh = 0 < c.refresh_at < self.n_blocks
     self.load()
@@ -375,7 +379,7 @@ def connected(call):
     try: return call()
     except RuntimeError as e: raise PeerLost(str(e)) from None
 
-# %% ../../nbs/43_stream.distributed.ipynb #2a49291c
+# %% ../../nbs/43_stream.distributed.ipynb #4091bc40
 @patch
 def step(self:Engine, job):
     "One denoising step of one block; the latent comes from the neighbour, or from noise, and goes on."
@@ -383,16 +387,24 @@ def step(self:Engine, job):
         x = self.inbox.take() if job.step else self.noise(job.block)
     else: x = self.x
     with self.doing("step", job.block, job.step):
-        if job.step == self.mine[0]: self.conditions = self.dit.add_audio(self.prompt, self.sound.block(job.block).to(self.device), AUDIO_HISTORY)
+        if job.step == self.mine[0]: self.conditions = self.hear(job.block)
         self.x = self.stages[job.step](x, job.block, self.conditions)
     if job.step != self.mine[-1]: return
     if not self.decodes: self.outbox.put(self.x)
     self.elapsed = job.block + 1
     if job.step == self.place.n_steps - 1 and self.refresh and job.block == 0:
         self.sink_latent = self.x[:, :, :1].clone()
-        if self.config.checkpoint_every: save_tensors(self.config.folder / "sink.safetensors", dict(latent=self.sink_latent))
+        if self.config.checkpoint_every: save_tensors(self.config.folder / "sink.safetensors", dict(latent=self.sink_latent))   # for --resume
         if not self.config.share: self.tell(dict(latent=self.sink_latent), "sink latent")
     self.checkpoint(job.block, {f"step{k}": s.history.snapshot() for k, s in self.stages.items()} if self.due(job.block) else {})
+
+@patch
+def hear(self:Engine, block:int):
+    "A block's conditions: its sound, and with guidance the silent twin beside it."
+    sound = self.sound.block(block).to(self.device)
+    sink = self.sink
+    if self.sampler_config.weight != 1: sound, sink = torch.cat([sound, torch.zeros_like(sound)]), torch.cat([sink, sink])
+    return self.dit.refer(self.dit.add_audio(self.prompt, sound, AUDIO_HISTORY), sink, self.preset.block_frames)
 
 @patch
 def noise(self:Engine, block:int)->torch.Tensor:
@@ -410,17 +422,18 @@ def decode(self:Engine, job):
         self.write(job.block, frames, x)
     self.checkpoint(job.block, {"decode": {f"state{i}": t for i, t in enumerate(self.state)}} if self.due(job.block) else {})
 
-# %% ../../nbs/43_stream.distributed.ipynb #a844f11c
+# %% ../../nbs/43_stream.distributed.ipynb #87a316d7
 @patch
 def prefill(self:Engine, job):
     "Keys and values of the sink; shared with the other denoising ranks if the plan says so."
     first = job.block < 0
     if not first and self.sink_latent is None: self.sink_latent = (self.coming or self.expect("sink latent", True))()["latent"]
     with self.doing("sink", job.block):
-        kv, offsets = self.dit.prefill((self.portrait if first else self.sink_latent).to(self.device), self.prompt)
-    if self.config.share: self.tell(pack(kv, offsets), "sink kv")
-    if first or not self.config.share: self.put_sink(kv, offsets)
-    else: self.new_sink = kv, offsets
+        sink = (self.portrait if first else self.sink_latent).to(self.device)
+        kv, offsets = self.dit.prefill(sink if self.sampler_config.weight == 1 else torch.cat([sink, sink]), self.prompt)
+    if self.config.share: self.tell(pack(kv, offsets, sink), "sink kv")
+    if first or not self.config.share: self.put_sink(kv, offsets, sink)
+    else: self.new_sink = kv, offsets, sink
 
 @patch
 def install(self:Engine, job):
@@ -430,24 +443,25 @@ def install(self:Engine, job):
     self.new_sink = None
 
 @patch
-def put_sink(self:Engine, kv, offsets):
+def put_sink(self:Engine, kv, offsets, latent):
     "Give the sink to all stages of this rank; then have buffers ready for the next one, which has the same shapes."
+    self.sink = latent
     for stage in self.stages.values(): stage.history.set_sink(kv, offsets)
     self.coming = None
     if self.refresh and not self.elapsed and self.rank != self.place.denoisers[-1]:
-        shapes = [(tuple(t.shape), t.dtype) for t in (pack(kv, offsets).values() if self.config.share else [self.portrait])]
+        shapes = [(tuple(t.shape), t.dtype) for t in (pack(kv, offsets, latent).values() if self.config.share else [latent])]
         self.coming = self.expect("sink kv" if self.config.share else "sink latent", True, shapes)
 
-# %% ../../nbs/43_stream.distributed.ipynb #d7faf3a5
-def pack(kv, offsets)->dict:
-    "A sink as two tensors."
-    return dict(kv=torch.stack([torch.stack([a.k, a.v]) for a in kv]), offsets=offsets.cpu())
+# %% ../../nbs/43_stream.distributed.ipynb #c79bc8de
+def pack(kv, offsets, latent)->dict:
+    "A sink as three tensors."
+    return dict(kv=torch.stack([torch.stack([a.k, a.v]) for a in kv]), offsets=offsets.cpu(), latent=latent)
 
 def unpack(sink:dict, device)->tuple:
-    "Two tensors as a sink; each layer gets memory of its own."
-    return [LayerKV(a[0].clone(), a[1].clone()) for a in sink["kv"].to(device)], sink["offsets"].clone()
+    "Three tensors as a sink; each layer gets memory of its own."
+    return [LayerKV(a[0].clone(), a[1].clone()) for a in sink["kv"].to(device)], sink["offsets"].clone(), sink["latent"].to(device)
 
-# %% ../../nbs/43_stream.distributed.ipynb #dbd1795e
+# %% ../../nbs/43_stream.distributed.ipynb #13ae69b7
 KINDS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 @patch
@@ -463,7 +477,7 @@ def tell(self:Engine, tensors:dict, what:str):
 @patch
 def expect(self:Engine, what:str, last:bool, shapes=None):
     "Have buffers ready for what `tell` will send, from the last denoising rank or from the first."
-    src, names = self.place.denoisers[-1 if last else 0], ("kv", "offsets") if what == "sink kv" else ("latent",)
+    src, names = self.place.denoisers[-1 if last else 0], ("kv", "offsets", "latent") if what == "sink kv" else ("latent",)
     head = Inbox(src, (len(names), 8), torch.int64, group=self.sinks)
     known = [Inbox(src, *s, group=self.sinks) for s in shapes or ()]
     def wait():
@@ -472,7 +486,7 @@ def expect(self:Engine, what:str, last:bool, shapes=None):
         return dict(zip(names, [b.take() for b in boxes]))
     return wait
 
-# %% ../../nbs/43_stream.distributed.ipynb #0c8e58ea
+# %% ../../nbs/43_stream.distributed.ipynb #2808d346
 def save_tensors(path:Path, tensors:dict):
     "Write a safetensors file under another name, then rename it: it is there whole or not at all."
     from safetensors.torch import save_file
@@ -507,7 +521,7 @@ def restore_point(config:TPPConfig, placement:Placement)->int:
     common = set.intersection(*(saved(part) for part in ["decode"] + [f"step{k}" for k in range(placement.n_steps)]))
     return max(common, default=-1) + 1
 
-# %% ../../nbs/43_stream.distributed.ipynb #df65ce52
+# %% ../../nbs/43_stream.distributed.ipynb #5500a407
 @patch
 def restore(self:Engine):
     "Every stage as it was after block `first - 1`."
@@ -517,8 +531,12 @@ def restore(self:Engine):
         self.state = [tensors[f"state{i}"].to(self.device) for i in range(len(tensors))]
     for k in self.mine: self.stages[k].history.restore({n: t.to(self.device) for n, t in load_tensors(folder / f"step{k}-{block}.safetensors").items()})
     self.elapsed = self.first
-    waiting = self.refresh and self.first <= self.config.refresh_at
-    if waiting and self.mine: self.sink_latent = load_tensors(folder / "sink.safetensors")["latent"].to(self.device)
+    if not self.mine: return
+    self.sink = self.portrait.to(self.device)
+    if self.refresh:
+        new = load_tensors(folder / "sink.safetensors")["latent"].to(self.device)
+        if self.first <= self.config.refresh_at: self.sink_latent = new
+        else: self.sink = new
 
 FIXED = ("text", "preset", "weights", "seed", "refresh_at", "n_blocks")  # what a resumed run must have in common with the first
 
@@ -533,17 +551,13 @@ def run_note(config:TPPConfig)->dict:
     except (FileNotFoundError, ValueError): return {}
 
 def prepare(config:TPPConfig):
-    "Before a run: an empty folder, or for `resume` one that belongs to the same run."
-    mine, theirs = fingerprint(config), run_note(config)
-    if config.resume and theirs:
-        wrong = [k for k in mine if mine[k] != theirs.get(k)]
-        if wrong: raise ValueError(f"{config.video.name} was begun with another {', '.join(wrong)}: give the same, or start without --resume")
-        return
+    "Before a run: an empty folder, or for `resume` the one of the run that stopped."
+    if config.resume and run_note(config): return
     for f in config.folder.glob("*.safetensors"): f.unlink()
     config.folder.mkdir(parents=True, exist_ok=True)
-    (config.folder / "run.json").write_text(json.dumps(mine))
+    (config.folder / "run.json").write_text(json.dumps(fingerprint(config)))
 
-# %% ../../nbs/43_stream.distributed.ipynb #64dec961
+# %% ../../nbs/43_stream.distributed.ipynb #3c8cca67
 def fragment_ends(path:Path)->list:
     "Where each fragment of a fragmented mp4 ends, in bytes; a half written one at the end is left out."
     ends, position, size = [], 0, Path(path).stat().st_size
@@ -565,7 +579,7 @@ def count_packets(path:Path)->tuple:
             if packet.size: counts[packet.stream.type] += 1
     return counts["video"], counts["audio"]
 
-# %% ../../nbs/43_stream.distributed.ipynb #af212293
+# %% ../../nbs/43_stream.distributed.ipynb #42c1fc1b
 def reopen_video(path:Path, size, n_blocks:int, wave)->VideoWriter:
     """Go on writing a film after its first `n_blocks` blocks: what lies behind them is cut off. `wave(block)` gives a
     block's samples; the sound encoder is run in on the last two of them, so that it joins without a click."""
@@ -587,7 +601,7 @@ def reopen_video(path:Path, size, n_blocks:int, wave)->VideoWriter:
     writer.file = open(path, "r+b", buffering=0)
     return writer
 
-# %% ../../nbs/43_stream.distributed.ipynb #aa695680
+# %% ../../nbs/43_stream.distributed.ipynb #7bf256bf
 @patch
 def open_video(self:Engine):
     "Warm the decoder with the portrait; open the film, or go on with it."
@@ -622,7 +636,7 @@ def close(self:Engine):
     (self.config.folder / "run.json").write_text(json.dumps(run_note(self.config) | dict(done=True)))
     for f in self.config.folder.glob("*-*.safetensors"): f.unlink()
 
-# %% ../../nbs/43_stream.distributed.ipynb #03d14d89
+# %% ../../nbs/43_stream.distributed.ipynb #d318c082
 @torch.no_grad()
 def run_rank(config:TPPConfig, rank:int, board:Board, init:str)->int:
     "The life of one rank; returns its exit code."
@@ -650,7 +664,7 @@ def run_rank(config:TPPConfig, rank:int, board:Board, init:str)->int:
     finally: watch.over.set()
     return 1
 
-# %% ../../nbs/43_stream.distributed.ipynb #f2e3d658
+# %% ../../nbs/43_stream.distributed.ipynb #a408bc24
 def launch(config:TPPConfig)->int:
     "Fork one process per rank, watch over them, return the exit code. No process outlives this function."
     place = Placement.parse(config.placement)
@@ -685,7 +699,7 @@ def launch(config:TPPConfig)->int:
             for r in pids.keys() - codes.keys(): os.kill(pids[r], signal.SIGKILL)
     return max(abs(code) for code in codes.values()) and 1
 
-# %% ../../nbs/43_stream.distributed.ipynb #8d92d557
+# %% ../../nbs/43_stream.distributed.ipynb #09fd93ca
 def read_arguments(argv=None)->TPPConfig:
     "Settings from the command line, over those of a `--config` file; under torchrun the placement fits the number of processes."
     parser = argparse.ArgumentParser(prog="liveavatar_nb.stream.distributed", description="Stream a talking video through a pipeline of processes.")
@@ -723,7 +737,7 @@ def main(argv=None)->int:
                   os.environ | {n: str(config.threads) for n in names})
     return launch(config)
 
-# %% ../../nbs/43_stream.distributed.ipynb #69bff381
+# %% ../../nbs/43_stream.distributed.ipynb #6e99819c
 @dataclass
 class TPPResult:
     "A finished run."
@@ -750,8 +764,9 @@ def collect(config:TPPConfig, seconds:float)->TPPResult:
                      notes[0]["n_blocks"], notes[0]["first"], seconds)
 
 def run_tpp(config:TPPConfig|None=None, quiet:bool=True, **settings)->TPPResult:
-    "Start all ranks on this machine, wait for the end. A failed run raises TPPError with the one line that names rank and block."
+    "Start all ranks on this machine, wait for the end. A wrong setting is a ValueError or OSError, a failed run a TPPError with the line that names rank and block."
     config = replace(config or TPPConfig(), **settings)
+    config.check()
     config.folder.mkdir(parents=True, exist_ok=True)
     (config.folder / "config.json").write_text(json.dumps(asdict(config)))
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -763,11 +778,11 @@ def run_tpp(config:TPPConfig|None=None, quiet:bool=True, **settings)->TPPResult:
         except BaseException: p.terminate(); p.wait(10); raise
     if not quiet: print(err, end="", file=sys.stderr)
     if p.returncode:
-        verdict = Board(config.folder / "job", Placement.parse(config.placement).n_ranks).verdict
+        verdict = Board(config.folder / "job", config.check().n_ranks).verdict
         raise TPPError(verdict["message"] if verdict else (err.strip().splitlines() or ["tpp: failed without a word"])[-1])
     return collect(config, time.monotonic() - began)
 
-# %% ../../nbs/43_stream.distributed.ipynb #f17df8d7
+# %% ../../nbs/43_stream.distributed.ipynb #b26133da
 def _sample_inputs(folder:Path)->dict:
     "A voice and a portrait for benchmarks: 30 s of a gliding tone, a random picture."
     import soundfile
@@ -791,7 +806,7 @@ def bench_equality(config:TPPConfig, n_blocks:int=52, choices=("0123D", "01|23D"
                 latent_bytes=latent, bytes_per_block_and_hop=hops, only_the_latent=set(hops.values()) == {latent},
                 sink_bytes_once=sum(n for (what, *_), n in run.bytes.items() if what == "sink kv"), parameters_per_rank=run.parameters)
 
-# %% ../../nbs/43_stream.distributed.ipynb #ef841aa3
+# %% ../../nbs/43_stream.distributed.ipynb #9cd6649f
 def bench_emulated(config:TPPConfig, stages=(.1, .2, .3), n_blocks:int=40)->list:
     "Emulated devices: measured throughput, speed-up over one device, and the simulation beside it."
     rows = []
@@ -807,7 +822,7 @@ def bench_emulated(config:TPPConfig, stages=(.1, .2, .3), n_blocks:int=40)->list
                          first_frame_s=round(five.first_frame_s, 3), first_frame_simulated_s=round(model.first_frame_s, 3)))
     return rows
 
-# %% ../../nbs/43_stream.distributed.ipynb #856d28d3
+# %% ../../nbs/43_stream.distributed.ipynb #44b22c18
 def leftovers(config:TPPConfig)->list:
     "Processes of a run that are still there."
     found, name = [], str(config.folder / "config.json").encode()
@@ -836,7 +851,7 @@ def bench_faults(config:TPPConfig, ranks=range(5), kinds=("kill", "stop", "raise
             rows.append(row)
     return rows
 
-# %% ../../nbs/43_stream.distributed.ipynb #eeebf5f8
+# %% ../../nbs/43_stream.distributed.ipynb #b4a38f7c
 def bench_tpp(json_path=None, quick:bool=False, preset:str="tiny", weights:str="", say=print)->dict:
     "All figures of chapters 42 and 43; prints them, and writes them to `json_path` if given. `quick`: a few of each kind."
     from liveavatar_nb.stream.tpp import plan, reproduce_paper, what_ifs
@@ -856,5 +871,5 @@ def bench_tpp(json_path=None, quick:bool=False, preset:str="tiny", weights:str="
     if json_path: Path(json_path).write_text(json.dumps(result, indent=1) + "\n")
     return result
 
-# %% ../../nbs/43_stream.distributed.ipynb #80c9d86f
+# %% ../../nbs/43_stream.distributed.ipynb #9a0abb97
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['POLICIES', 'SOLVERS', 'block_noise', 'SamplerConfig', 'many_steps', 'guided', 'Stage', 'BlockSampler', 'sample_clip']
 
-# %% ../../nbs/40_stream.sampler.ipynb #63ac546f
+# %% ../../nbs/40_stream.sampler.ipynb #e61213cd
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
@@ -14,14 +14,15 @@ from torch import Tensor
 from ..model.cache import History, Past
 from ..model.conditions import Conditions, join
 from ..model.flow import add_noise, cfg, euler_step, official_sigmas, renoise_step, sigmas
+from .sink import JitteredSink
 
-# %% ../../nbs/40_stream.sampler.ipynb #f39a7535
+# %% ../../nbs/40_stream.sampler.ipynb #dfdb4a5d
 def block_noise(shape:tuple, seed:int, block:int, step:int=0, device="cpu")->Tensor:
     "Standard normal noise that belongs to (seed, block, step) and to nothing else; drawn on the CPU so that every device gets the same."
     mixed = (seed * 0x9E3779B97F4A7C15 + block * 0xBF58476D1CE4E5B9 + step * 0x94D049BB133111EB + 1) & (2**63 - 1)
     return torch.randn(shape, generator=torch.Generator().manual_seed(mixed)).to(device)
 
-# %% ../../nbs/40_stream.sampler.ipynb #db7debd2
+# %% ../../nbs/40_stream.sampler.ipynb #ba87d615
 POLICIES, SOLVERS = ("clean", "fixed", "timestep"), ("euler", "renoise")
 
 @dataclass(frozen=True)
@@ -36,10 +37,12 @@ class SamplerConfig:
     block_frames:int = 3
     sink_distance:float = 30.    # latent frames from a block's first frame to the sink
     rolling:bool = True          # Rolling RoPE; False lets the stream run away from its sink
+    sink_jitter:tuple|None = None # (4, 30): the official sink, a random distance for each block, here seeded; see chapter 41
     refresh_at:int|None = None   # from this block on, the first generated latent frame is the sink (AAS); None: never
     seed:int = 0
     def __post_init__(self):
         object.__setattr__(self, "levels", tuple(float(s) for s in self.levels))
+        if self.sink_jitter is not None: object.__setattr__(self, "sink_jitter", tuple(self.sink_jitter))
         if self.policy not in POLICIES: raise ValueError(f"unknown policy {self.policy!r}: choose one of {', '.join(POLICIES)}")
         if self.solver not in SOLVERS: raise ValueError(f"unknown solver {self.solver!r}: choose one of {', '.join(SOLVERS)}")
         if len(self.levels) < 2 or self.levels[-1] != 0 or any(a <= b for a, b in zip(self.levels, self.levels[1:])):
@@ -47,6 +50,10 @@ class SamplerConfig:
         if self.refresh_at is not None and self.refresh_at < 1: raise ValueError("refresh_at counts blocks from 1: the first block has nothing to refresh from")
     @property
     def steps(self)->int: return len(self.levels) - 1
+    @property
+    def sink_place(self):
+        "Sink distance as `History` wants it: a number, or with jitter a function of the frames elapsed."
+        return self.sink_distance if self.sink_jitter is None else JitteredSink(self.sink_distance, *self.sink_jitter, self.seed)
     @property
     def evaluations(self)->int:
         "Network evaluations (NFE) per block."
@@ -56,7 +63,7 @@ def many_steps(steps:int=20, shift:float=1., **settings)->SamplerConfig:
     "Settings for a model that is not distilled: many even steps and clean history."
     return SamplerConfig(**dict(levels=tuple(sigmas(steps, shift).tolist()), policy="clean") | settings)
 
-# %% ../../nbs/40_stream.sampler.ipynb #0ee0f919
+# %% ../../nbs/40_stream.sampler.ipynb #783e0bf4
 def guided(net, x:Tensor, sigma:float, conditions:Conditions, past:Past|None, weight:float)->tuple:
     "(velocity, keys and values): one evaluation, or with guidance a batch of conditional and unconditional."
     if weight == 1: return net(x, sigma, conditions, past)
@@ -76,13 +83,13 @@ class Stage:
         if c.solver == "euler" or self.next == 0: return euler_step(x, v, self.sigma, self.next)
         return renoise_step(x, v, self.sigma, self.next, block_noise(tuple(x.shape), c.seed, block, self.step + 1, x.device))
 
-# %% ../../nbs/40_stream.sampler.ipynb #a17791bd
+# %% ../../nbs/40_stream.sampler.ipynb #617517e9
 class BlockSampler:
     "Rolls a stream out block by block: `start` with a portrait's latent and a sentence, then `block` after `block`."
     def __init__(self, net, latent:tuple, config:SamplerConfig=SamplerConfig()):
         self.net, self.latent, self.config = net, tuple(latent), config   # latent = (channels, height, width)
         patch = net.config.patch
-        make = lambda: History(latent[1] // patch[1], latent[2] // patch[2], config.window_frames, config.sink_distance, config.rolling)
+        make = lambda: History(latent[1] // patch[1], latent[2] // patch[2], config.window_frames, config.sink_place, config.rolling)
         own = config.policy == "timestep"
         shared = None if own else make()
         self.stages = [Stage(net, config, k, make() if own else shared, own) for k in range(config.steps)]
@@ -96,7 +103,7 @@ class BlockSampler:
         c = self.net.conditions(text)
         return c if self.config.weight == 1 else join(c, self.net.conditions([""] * c.text[0].k.shape[0]))
 
-# %% ../../nbs/40_stream.sampler.ipynb #3a22359d
+# %% ../../nbs/40_stream.sampler.ipynb #ae65e636
 from fastcore.basics import patch
 
 @patch
@@ -125,7 +132,7 @@ def set_text(self:BlockSampler, text)->"BlockSampler":
     self.text = self.conditions([text] * len(self.sink) if isinstance(text, str) else text)
     return self.set_sink(self.sink)
 
-# %% ../../nbs/40_stream.sampler.ipynb #7684ddd7
+# %% ../../nbs/40_stream.sampler.ipynb #5d29a28c
 @patch
 @torch.no_grad()
 def block(self:BlockSampler,
@@ -137,7 +144,7 @@ def block(self:BlockSampler,
     c, b = self.config, len(audio)
     if c.refresh_at == self.number and self.first is not None: self.set_sink(self.first)
     sound = audio if c.weight == 1 else torch.cat([audio, torch.zeros_like(audio)])
-    conditions = self.net.add_audio(self.text, sound, history)
+    conditions = self.net.refer(self.net.add_audio(self.text, sound, history), self.sink if c.weight == 1 else torch.cat([self.sink, self.sink]), c.block_frames)
     x = block_noise((b, self.latent[0], c.block_frames, *self.latent[1:]), c.seed, self.number, device=audio.device)
     for stage in self.stages: x = stage(x, self.number, conditions)
     self.remember(x, conditions)
@@ -155,7 +162,7 @@ def remember(self:BlockSampler, x0:Tensor, conditions:Conditions):
     history = self.histories[0]
     history.append(guided(self.net, noisy, level, conditions, history.past(), c.weight)[1])
 
-# %% ../../nbs/40_stream.sampler.ipynb #0b910b9c
+# %% ../../nbs/40_stream.sampler.ipynb #712d52d5
 @patch
 def snapshot(self:BlockSampler)->dict:
     "Everything that a continuation needs besides network, settings and sentence: tensors only."
@@ -174,7 +181,7 @@ def restore(self:BlockSampler, state:dict, text)->"BlockSampler":
         h.restore({k[len(mine):]: v for k, v in state.items() if k.startswith(mine)})
     return self
 
-# %% ../../nbs/40_stream.sampler.ipynb #2f6af258
+# %% ../../nbs/40_stream.sampler.ipynb #660f1f7f
 @torch.no_grad()
 def sample_clip(
     net,                    # the bidirectional teacher
@@ -188,7 +195,8 @@ def sample_clip(
     frames, b = (audio.shape[1] - history) // 4, len(sink)
     s = BlockSampler(net, (sink.shape[1], *sink.shape[3:]), config).start(sink, text)
     sound = audio if config.weight == 1 else torch.cat([audio, torch.zeros_like(audio)])
-    conditions, past = net.add_audio(s.text, sound, history), s.histories[0].past(config.sink_distance + frames - config.block_frames)
+    conditions = net.refer(net.add_audio(s.text, sound, history), sink if config.weight == 1 else torch.cat([sink, sink]), frames)
+    past = s.histories[0].past(config.sink_distance + frames - config.block_frames)
     x = block_noise((b, sink.shape[1], frames, *sink.shape[3:]), config.seed, 0, device=sink.device)
     for sigma, after in zip(config.levels, config.levels[1:]): x = euler_step(x, guided(net, x, sigma, conditions, past, config.weight)[0], sigma, after)
     return x

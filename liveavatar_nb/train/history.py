@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['POLICIES', 'noisy_channels', 'corrupt', 'corrupt_cache', 'MotionLaw', 'Levels', 'ToyStudent', 'ToyScore', 'roll_out',
-           'train', 'forcing_loss', 'score_loss', 'regress', 'distil', 'drift']
+           'train', 'forcing_loss', 'score_loss', 'regress', 'distil', 'drift', 'experiment', 'main']
 
-# %% ../../nbs/33_train.history.ipynb #12488090
+# %% ../../nbs/33_train.history.ipynb #4af62a29
 import copy, json, math, subprocess, time
 from dataclasses import dataclass
 from datetime import date
@@ -20,7 +20,7 @@ from ..model.flow import add_noise, euler_step, renoise_step, sigmas, velocity, 
 from .dmd import critic_loss, dmd_gradient, dmd_loss, sample_sigma
 from .loop import EMA
 
-# %% ../../nbs/33_train.history.ipynb #3415685b
+# %% ../../nbs/33_train.history.ipynb #f3924e8b
 POLICIES = ("clean", "fixed", "timestep", "channels")
 
 def noisy_channels(x:Tensor,     # latents (B, C, ...), or keys or values (B, N, H, D) with dim=(2, 3)
@@ -37,7 +37,7 @@ def noisy_channels(x:Tensor,     # latents (B, C, ...), or keys or values (B, N,
     noise = draw(x.shape, torch.randn) * x.float().square().mean().sqrt()
     return torch.where(hit & clip, x + noise.to(x.dtype), x)
 
-# %% ../../nbs/33_train.history.ipynb #382209f7
+# %% ../../nbs/33_train.history.ipynb #c6dacf1c
 def corrupt(x0:Tensor,           # (B, C, ...) a finished block
     policy:str,                  # one of POLICIES
     sigma:float=0.,              # level of the step that will read the history
@@ -54,14 +54,14 @@ def corrupt(x0:Tensor,           # (B, C, ...) a finished block
     if policy == "channels": return noisy_channels(x0, probability, fraction, generator, dim), 0.
     raise ValueError(f"unknown history policy {policy!r}: use one of {', '.join(POLICIES)}")
 
-# %% ../../nbs/33_train.history.ipynb #dd7731c2
+# %% ../../nbs/33_train.history.ipynb #db0371cc
 def corrupt_cache(kv:list,       # one LayerKV per layer, of a finished block
     probability:float=.5, fraction:float=.1, generator:torch.Generator|None=None,
 )->list:
     "The `channels` policy on a real cache: noise on a tenth of the channels of all keys and values."
     return [LayerKV(*(noisy_channels(t, probability, fraction, generator, (2, 3)) for t in layer)) for layer in kv]
 
-# %% ../../nbs/33_train.history.ipynb #46745c10
+# %% ../../nbs/33_train.history.ipynb #3cab2dfe
 @dataclass(frozen=True)
 class MotionLaw:
     "Clips of a swaying head as numbers: x_f = c + y_f, each pair of y a damped rotation kicked by noise. Everything is Gaussian."
@@ -82,7 +82,7 @@ class MotionLaw:
         "(..., dim) to complex (..., pairs)."
         return torch.view_as_complex(y.unflatten(-1, (-1, 2)).contiguous())
 
-# %% ../../nbs/33_train.history.ipynb #1333ba54
+# %% ../../nbs/33_train.history.ipynb #8c06cde4
 from fastcore.basics import patch
 
 @patch
@@ -106,7 +106,7 @@ def stack(self:MotionLaw, x:Tensor, c:Tensor)->Tensor:
     y = self.pairs((x - c[:, None]).double())
     return torch.cat([y.real, y.imag], 1).permute(2, 0, 1)
 
-# %% ../../nbs/33_train.history.ipynb #9ade6f4d
+# %% ../../nbs/33_train.history.ipynb #237ee059
 @patch
 def posterior(self:MotionLaw,
     x:Tensor,     # (n, frames, dim) noisy clips
@@ -141,7 +141,7 @@ def measure(self:MotionLaw, x:Tensor, c:Tensor)->dict:
                 std=(y.abs().square().mean() / (2 * self.spread)).sqrt().item(),
                 seam=(kick[:, seam].mean() / (2 * self.kick)).sqrt().item(), inside=(kick[:, ~seam].mean() / (2 * self.kick)).sqrt().item())
 
-# %% ../../nbs/33_train.history.ipynb #2e2f255a
+# %% ../../nbs/33_train.history.ipynb #4d45af03
 class Levels(nn.Module):
     "A residual MLP whose layers are scaled by the noise levels of its inputs; starts with output zero."
     def __init__(self, inputs:int, outputs:int, levels:int, width:int=96, layers:int=3):
@@ -159,7 +159,7 @@ class Levels(nn.Module):
             h = h + down(nn.functional.silu(up(h * (1 + a)))) * (1 + b)
         return self.last(h)
 
-# %% ../../nbs/33_train.history.ipynb #73e4d76d
+# %% ../../nbs/33_train.history.ipynb #b3c9b703
 class ToyStudent(nn.Module):
     "Velocity of one block, given four past blocks and their noise levels. A missing block is zero at level 1."
     def __init__(self, law:MotionLaw, past:int=4, **size):
@@ -178,7 +178,7 @@ class ToyScore(nn.Module):
     def forward(self, x:Tensor, sigma:Tensor, c:Tensor)->Tensor: # (n, frames, dim), (n,), (n, dim)
         return self.net(torch.cat([x.flatten(1), c], -1), sigma[:, None]).reshape(x.shape)
 
-# %% ../../nbs/33_train.history.ipynb #5ba4730c
+# %% ../../nbs/33_train.history.ipynb #f8a39e88
 @torch.no_grad()
 def roll_out(student:ToyStudent, c:Tensor, blocks:int, levels:Tensor, policy:str, g:torch.Generator,
     exit:int|None=None,       # index of the last step, None = all of `levels`
@@ -210,7 +210,7 @@ def roll_out(student:ToyStudent, c:Tensor, blocks:int, levels:Tensor, policy:str
     x = torch.stack(out, 1).unflatten(2, (student.law.block, -1)).flatten(1, 2)
     return (x, [torch.stack(s) for s in zip(*seen)]) if replay else x
 
-# %% ../../nbs/33_train.history.ipynb #61289629
+# %% ../../nbs/33_train.history.ipynb #aebf828b
 def train(network:nn.Module, loss_fn, updates:int, lr:float=2e-3, g=None, every:int=250, log=None)->EMA:
     "AdamW with a one-cycle rate; loads the weight average into `network` at the end."
     opt = torch.optim.AdamW(network.parameters(), lr, betas=(.9, .99), weight_decay=0., fused=True)
@@ -238,7 +238,7 @@ def score_loss(score:ToyScore, g, law:MotionLaw, n:int=256, frames:int=21)->Tens
     c = law.people(n, g); x = law.clips(c, frames, g); eps, s = torch.randn(x.shape, generator=g), torch.rand(n, generator=g)
     return (score(add_noise(x, eps, s), s, c) - velocity(x, eps)).square().mean()
 
-# %% ../../nbs/33_train.history.ipynb #e3b9e745
+# %% ../../nbs/33_train.history.ipynb #4c439b28
 def regress(student:ToyStudent, levels:Tensor, clips:int, updates:int, g, batch:int=448)->ToyStudent:
     "A 4-step student by regression on 40-step walks of `student` with clean history (causal ODE initialisation). The honest rival."
     law, steps = student.law, len(levels) - 1
@@ -261,7 +261,7 @@ def regress(student:ToyStudent, levels:Tensor, clips:int, updates:int, g, batch:
     new = copy.deepcopy(student); train(new, loss, updates, 1e-3, g)
     return new
 
-# %% ../../nbs/33_train.history.ipynb #66c9d876
+# %% ../../nbs/33_train.history.ipynb #00f2b350
 def distil(student:ToyStudent, real:ToyScore, policy:str, updates:int, levels:Tensor, seed:int=0, n:int=64,
     lr:float=1e-4, lr_fake:float=2e-4, blocks:int=7, every:int=100, log=None)->ToyStudent:
     "Stage 2 on the toy: roll-out under `policy`, one random exit step, gradient only there; returns the averaged student."
@@ -284,10 +284,48 @@ def distil(student:ToyStudent, real:ToyScore, policy:str, updates:int, levels:Te
     student.load_state_dict(ema.state)
     return student
 
-# %% ../../nbs/33_train.history.ipynb #7a686a5f
+# %% ../../nbs/33_train.history.ipynb #38ccae68
 def drift(student:ToyStudent, policy:str, levels:Tensor, starts=(0, 10, 20, 50, 100, 200, 350, 490), chunk:int=10, n:int=512, seed:int=9, **how)->list[dict]:
     "Rolls n streams for as long as `starts` says and measures chunks of 10 blocks."
     g = torch.Generator().manual_seed(seed); law = student.law; c = law.people(n, g)
     keep = {b for s in starts for b in range(s, s + chunk)}
     x = roll_out(student, c, max(keep) + 1, levels, policy, g, keep=keep, **how).unflatten(1, (-1, chunk * law.block))
     return [dict(block=s) | {k: round(v, 3) for k, v in law.measure(x[:, [b for b in sorted(keep)].index(s) // chunk], c).items()} for s in starts]
+
+# %% ../../nbs/33_train.history.ipynb #af85ed16
+def experiment(out, updates:int=1000, stage1:int=3000, seeds:int=2, seed:int=0, command:str="", starts=(0, 10, 20, 50, 100, 200, 350, 490), n:int=512, say=print)->dict:
+    "The whole laptop experiment; `out` is rewritten after each part, so that a stopped run keeps what it has."
+    from liveavatar_nb.train.dmd import record
+    law, levels, clock = MotionLaw(), sigmas(4), time.process_time()
+    torch.manual_seed(seed); g = torch.Generator().manual_seed(seed)
+    student, real, figures = ToyStudent(law), ToyScore(law, width=128), {"law": dict(speeds=law.speeds, memory=law.memory), "curves": [], "training": []}
+    def note(name, **what):
+        what["cpu_seconds"] = round(time.process_time() - clock)
+        figures["training"].append(dict(run=name, **what)); say(name, what, flush=True)
+    def curve(name, net, policy, levels=levels, starts=starts, **how):
+        figures["curves"].append(dict(run=name, policy=policy, steps=len(levels) - 1, points=drift(net, policy, levels, starts, n=n, **how)))
+        say(name, figures["curves"][-1]["points"][-1], flush=True)
+        record(out, figures | {"cpu_seconds": round(time.process_time() - clock)}, command)
+    c = law.people(n, g); figures["truth"] = {k: round(v, 3) for k, v in law.measure(law.clips(c, 30, g), c).items()}
+    train(student, forcing_loss, stage1, g=g, every=stage1, log=lambda i, l: note("stage 1", update=i, loss=round(l, 4)))
+    train(real, lambda net, g: score_loss(net, g, law), stage1, g=g, every=stage1, log=lambda i, l: note("real score", update=i, loss=round(l, 4)))
+    for policy in ("clean", "timestep"): curve("stage 1, 40 steps", student, policy, sigmas(40), (0, 10, 20), solver="euler")
+    for policy in ("clean", "timestep"): curve("stage 1, 4 steps", student, policy, starts=(0, 100))
+    for s in range(seeds):
+        for policy in POLICIES if s == 0 else ("clean", "timestep"):
+            log = lambda i, gap: note(f"stage 2 {policy}", seed=s, update=i, gap=round(gap, 5))
+            curve(f"stage 2, seed {s}", distil(student, real, policy, updates, levels, s, every=updates // 4, log=log), policy)
+        if s == 0: curve("regression, no DMD", regress(student, levels, 512, stage1 // 3, g), "clean")
+    return figures
+
+# %% ../../nbs/33_train.history.ipynb #554f9473
+def main():
+    "python -m liveavatar_nb.train.history --out results/history_toy.json"
+    import argparse
+    p = argparse.ArgumentParser(description="500 blocks of a toy stream under four history policies")
+    p.add_argument("--out", default="results/history_toy.json"); p.add_argument("--updates", type=int, default=1000)
+    p.add_argument("--stage1", type=int, default=3000); p.add_argument("--seeds", type=int, default=2)
+    a = p.parse_args(); torch.set_num_threads(1)
+    experiment(a.out, a.updates, a.stage1, a.seeds, command=f"python -m liveavatar_nb.train.history --out {a.out} --updates {a.updates} --stage1 {a.stage1} --seeds {a.seeds}")
+
+if __name__ == "__main__" and "__file__" in globals(): main()

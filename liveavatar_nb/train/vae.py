@@ -6,7 +6,7 @@
 __all__ = ['random_film', 'to_video', 'vae_batch', 'vae_loss', 'psnr', 'held_out_psnr', 'set_latent_scale', 'linear_code',
            'train_vae']
 
-# %% ../../nbs/30b_train.vae.ipynb #ca4d2f23
+# %% ../../nbs/30b_train.vae.ipynb #6ea624e0
 import math
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from ..data.world import MOODS, MOTION_CHANNELS, idle_motion, random_identity, r
 from ..model.vae import VAEConfig, VideoVAE
 from .loop import Optim, fit, load_ema, mix
 
-# %% ../../nbs/30b_train.vae.ipynb #1974ed79
+# %% ../../nbs/30b_train.vae.ipynb #60f89c03
 def random_film(rng, n_frames:int=9, size:int=128, split:str="train")->np.ndarray:
     "A short film of a random face with a wandering mouth: (n_frames, size, size, 3) uint8."
     identity = random_identity(split_seed(split, int(rng.integers(1 << 30))))
@@ -36,7 +36,7 @@ def to_video(frames)->Tensor:
     if x.dim() == 4: x = x[None]
     return x.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
-# %% ../../nbs/30b_train.vae.ipynb #ac31cfbb
+# %% ../../nbs/30b_train.vae.ipynb #7be62444
 def vae_batch(step:int, seed:int, batch:int=4)->Tensor:
     "Batch of films, a pure function of (step, seed): uint8 (B, T, H, W, 3) with H = W = 64 or 128."
     rng = np.random.default_rng([seed, step])
@@ -47,7 +47,7 @@ def vae_batch(step:int, seed:int, batch:int=4)->Tensor:
     y, x = rng.integers(0, 65, 2)
     return films[:, :, y:y + 64, x:x + 64]
 
-# %% ../../nbs/30b_train.vae.ipynb #308afca6
+# %% ../../nbs/30b_train.vae.ipynb #e23985f3
 def vae_loss(vae:VideoVAE, video:Tensor, rng:torch.Generator=None, noise:float=.15)->tuple[Tensor, dict]:
     "Weighted L1 plus squared error for films (B, 3, T, H, W); also PSNR in dB. `noise` is in units of the latents' deviation."
     mean, logvar = vae.posterior(video)
@@ -63,7 +63,7 @@ def psnr(error:Tensor)->float:
     "Peak signal-to-noise ratio in dB of an error on the scale [-1, 1]."
     return 10 * math.log10(4 / max(error.square().mean().item(), 1e-12))
 
-# %% ../../nbs/30b_train.vae.ipynb #90d6cfca
+# %% ../../nbs/30b_train.vae.ipynb #384c3806
 @torch.no_grad()
 def held_out_psnr(vae:VideoVAE, size:int=128, films:int=8, seed:int=0, n_frames:int=13)->float:
     "Mean PSNR in dB over held-out faces, encoded and decoded, clamped to [-1, 1]."
@@ -82,7 +82,7 @@ def set_latent_scale(vae:VideoVAE, films:int=96, seed:int=1, size:int=128):
     z = torch.cat([vae.encode(to_video(random_film(rng, 13, size))) for _ in range(films)])
     vae.latent_mean.copy_(z.mean((0, 2, 3, 4))); vae.latent_std.copy_(z.std((0, 2, 3, 4)))
 
-# %% ../../nbs/30b_train.vae.ipynb #88c02ab8
+# %% ../../nbs/30b_train.vae.ipynb #81f5b4c8
 @torch.no_grad()
 def linear_code(vae:VideoVAE, films:int=200, seed:int=0):
     "Set the linear path to principal components of training films; the decoder's convolutions add zero at first."
@@ -98,7 +98,7 @@ def linear_code(vae:VideoVAE, films:int=200, seed:int=0):
     vae.linear.into.requires_grad_(False)
     vae.decoder.head[2].weight.zero_(); vae.decoder.head[2].bias.zero_()
 
-# %% ../../nbs/30b_train.vae.ipynb #b1b48e96
+# %% ../../nbs/30b_train.vae.ipynb #d369e7bd
 def train_vae(out, minutes:float=None, steps:int=None, resume:bool=False, config:VAEConfig=VAEConfig(), lr:float=2e-3, seed:int=0, init:VideoVAE=None, batch:int=4, validate_every:int=200)->VideoVAE:
     "Train the VAE on the procedural world; returns it with averaged weights and measured latent scale."
     torch.manual_seed(seed)
