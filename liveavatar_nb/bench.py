@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['timed', 'bench_dit', 'bench_vae', 'bench_metrics', 'bench_stream', 'bench_tpp', 'bench_genbench']
 
-# %% ../nbs/53_bench.ipynb #abff15f0
+# %% ../nbs/53_bench.ipynb #4aeaa675
 import statistics, time
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 
 from .model.presets import build, load_weights, preset as get_preset
 
-# %% ../nbs/53_bench.ipynb #104e278e
+# %% ../nbs/53_bench.ipynb #8297f6c2
 def timed(call, repeats:int=10, warmup:int=2)->dict:
     "Milliseconds of `call()`: median, 95th percentile and minimum of `repeats` calls after `warmup`."
     for _ in range(warmup): call()
@@ -22,7 +22,7 @@ def timed(call, repeats:int=10, warmup:int=2)->dict:
         start = time.perf_counter(); call(); times.append(1e3 * (time.perf_counter() - start))
     return dict(median_ms=round(statistics.median(times), 2), p95_ms=round(float(np.percentile(times, 95)), 2), min_ms=round(min(times), 2))
 
-# %% ../nbs/53_bench.ipynb #7d923907
+# %% ../nbs/53_bench.ipynb #914ff84f
 def bench_dit(preset:str="nano", threads:int=2, repeats:int=15)->dict:
     "Time one block-step with a full window: ms, tokens, parameters."
     from liveavatar_nb.model.cache import History
@@ -41,7 +41,7 @@ def bench_dit(preset:str="nano", threads:int=2, repeats:int=15)->dict:
     return dict(preset=p.name, threads=threads, tokens=p.block_frames * p.tokens_per_frame, past_tokens=past.positions.shape[0],
                 parameters=sum(q.numel() for q in net.parameters()), **times)
 
-# %% ../nbs/53_bench.ipynb #cd52d35a
+# %% ../nbs/53_bench.ipynb #6a06aff1
 def bench_vae(preset:str="nano", threads:int=2, repeats:int=10, films:int=16, weights:str="nano_vae")->dict:
     "Time decoding one block, and measure PSNR on held-out faces and streaming against offline."
     from liveavatar_nb.train.vae import held_out_psnr, random_film, to_video
@@ -59,7 +59,7 @@ def bench_vae(preset:str="nano", threads:int=2, repeats:int=10, films:int=16, we
                 latent_std=[round(z.std((0, 2, 3, 4)).min().item(), 3), round(z.std((0, 2, 3, 4)).max().item(), 3)],
                 streaming_minus_offline=(torch.cat(parts, 2) - offline).abs().max().item(), decode_block=times)
 
-# %% ../nbs/53_bench.ipynb #0951c4c3
+# %% ../nbs/53_bench.ipynb #c09ba1ad
 @torch.no_grad()
 def bench_metrics(preset:str="nano", batches:int=16, weights:str="probe")->dict:
     "How well the probe reads held-out faces: correlation per motion channel, mood accuracy, retrieval among 64."
@@ -79,8 +79,8 @@ def bench_metrics(preset:str="nano", batches:int=16, weights:str="probe")->dict:
     return dict(frames=len(frames), correlation={c: round(correlation(seen[:, i], motion[:, i]), 3) for i, c in enumerate(MOTION_CHANNELS)},
                 mood_accuracy=round(float((out["mood"].numpy().argmax(1) == mood).mean()), 3), retrieval_of_64=round(float(hits.mean()), 3))
 
-# %% ../nbs/53_bench.ipynb #2582c449
-def bench_stream(preset:str="nano", seconds:float=20, threads:int=2, **options)->dict:
+# %% ../nbs/53_bench.ipynb #d5ab92c4
+def bench_stream(preset:str="pico", seconds:float=20, threads:int=2, **options)->dict:
     "Stream held-out speech through the front door: fps, time to first frame, time per block, resident memory."
     import psutil
     from liveavatar_nb.data.speech import random_speech
@@ -104,7 +104,7 @@ def bench_stream(preset:str="nano", seconds:float=20, threads:int=2, **options)-
                 block_ms_median=round(statistics.median(times), 1), block_ms_p95=round(float(np.percentile(times, 95)), 1),
                 rss_mb=round(psutil.Process().memory_info().rss / 2**20), options=options)
 
-# %% ../nbs/53_bench.ipynb #9205011f
+# %% ../nbs/53_bench.ipynb #3d53e468
 def bench_tpp(**options)->dict:
     "Chapter 43: simulation, equality, emulated devices, faults."
     from liveavatar_nb.stream.distributed import bench_tpp as run

@@ -6,7 +6,7 @@
 __all__ = ['TRAIN', 'BENCH', 'app', 'find', 'parse_settings', 'call', 'load_inputs', 'pieces', 'generate', 'device_name',
            'commit', 'record', 'write_json', 'is_ours', 'main']
 
-# %% ../nbs/46_cli.ipynb #a4aaff14
+# %% ../nbs/46_cli.ipynb #707e3735
 import ast
 import importlib
 import inspect
@@ -23,7 +23,7 @@ from typing import Annotated, Optional
 
 import typer
 
-# %% ../nbs/46_cli.ipynb #e48043b6
+# %% ../nbs/46_cli.ipynb #94be844d
 TRAIN = {"vae": "liveavatar_nb.train.vae:train_vae", "teacher": "liveavatar_nb.train.teacher:train_teacher",
          "forcing": "liveavatar_nb.train.forcing:train_forcing",
          "distill": "liveavatar_nb.train.distill:train_distill",
@@ -43,7 +43,7 @@ def find(
         raise ValueError(f"{name!r} is not part of this version: {module} is missing") from None
     except AttributeError: raise ValueError(f"{name!r} is not part of this version: {module} has no {function}") from None
 
-# %% ../nbs/46_cli.ipynb #5809ab80
+# %% ../nbs/46_cli.ipynb #7df88a57
 def parse_settings(
     pairs:list, # ["batch=2", "name=ada"]
 )->dict:
@@ -65,7 +65,7 @@ def call(function, options:dict):
         if strange: raise ValueError(f"{function.__name__} has no option {', '.join(strange)}: it knows {', '.join(known)}")
     return function(**options)
 
-# %% ../nbs/46_cli.ipynb #d5c8e646
+# %% ../nbs/46_cli.ipynb #bd99b581
 def load_inputs(audio, image, text):
     "Read and check what people bring, cheapest first: samples, clean sentence. Raises `ValueError`s of one line."
     from liveavatar_nb.data.audio import load_audio
@@ -78,14 +78,14 @@ def pieces(samples, size=7680):
     "Cut sound into pieces as a microphone would deliver it; one block each."
     for i in range(0, len(samples), size): yield samples[i:i + size]
 
-# %% ../nbs/46_cli.ipynb #d1bcb0c3
+# %% ../nbs/46_cli.ipynb #fe93375d
 def generate(
     audio:str|Path, # a voice: wav, flac, mp3, ...
     image:str|Path, # a portrait: png, jpg, ...
     text:str="", # how to talk: "calm, smiling"
     outdir:str|Path="outputs",
     name:str="demo", # writes outdir/name.mp4 and outdir/name.png
-    preset:str="nano",
+    preset:str="pico",
     seed:int=0,
     progress:bool=False, # a bar on stderr
     **options, # steps, guidance: passed on to LiveAvatar.stream
@@ -120,7 +120,7 @@ def generate(
                 frames=done, seconds=round(done / 25, 3), audio_seconds=round(len(samples) / 16000, 3), fps=round(done / took, 2),
                 first_frame_s=round(first or 0, 3), load_s=round(loaded - start, 3), took_s=round(took, 3), **options)
 
-# %% ../nbs/46_cli.ipynb #39a85162
+# %% ../nbs/46_cli.ipynb #88b27637
 def device_name()->str:
     "The machine in words, as far as it tells: processor, cores, accelerator."
     cpu = platform.processor() or platform.machine()
@@ -153,7 +153,7 @@ def write_json(path, data):
     try: part.write_text(text + "\n", encoding="utf-8"); os.replace(part, path)
     except OSError as e: part.unlink(missing_ok=True); raise OutputError(f"can't write {path}: {e.strerror}") from None
 
-# %% ../nbs/46_cli.ipynb #0c7b2a04
+# %% ../nbs/46_cli.ipynb #cafa2f1f
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="One portrait, a voice and a sentence become an endless talking video.")
 _argv = []  # what main() was called with, for records
@@ -161,7 +161,7 @@ _argv = []  # what main() was called with, for records
 @app.callback()
 def _options(traceback:Annotated[bool, typer.Option("--traceback", help="show where an error came from")]=False): pass
 
-# %% ../nbs/46_cli.ipynb #78ceb10e
+# %% ../nbs/46_cli.ipynb #9ed5c8e9
 @app.command("generate")
 def _generate(
     audio:Annotated[Path, typer.Option(help="the voice: wav, flac, mp3, ...")],
@@ -169,7 +169,7 @@ def _generate(
     text:Annotated[str, typer.Option(help='how to talk, e.g. "calm, smiling"')]="",
     outdir:Annotated[Path, typer.Option(help="folder for NAME.mp4 and NAME.png")]=Path("outputs"),
     name:Annotated[str, typer.Option(help="name of the files")]="demo",
-    preset:Annotated[str, typer.Option(help="pico, nano, ...")]="nano",
+    preset:Annotated[str, typer.Option(help="pico, nano, ...")]="pico",
     seed:Annotated[int, typer.Option(help="same seed, same video")]=0,
     steps:Annotated[Optional[int], typer.Option(help="denoising steps a block (default: the preset's)")]=None,
     guidance:Annotated[Optional[float], typer.Option(help="guidance weight, 1 is off (default: the preset's)")]=None,
@@ -181,11 +181,11 @@ def _generate(
     if json: write_json(json, record(report, _argv))
     if str(json) != "-": print(f"{report['video']}: {report['seconds']:.2f} s, {report['fps']:.1f} frames/s, first frame after {report['first_frame_s']:.2f} s")
 
-# %% ../nbs/46_cli.ipynb #a75ed60f
+# %% ../nbs/46_cli.ipynb #733eef0d
 @app.command("demo")
 def _demo(
     outdir:Annotated[Path, typer.Option(help="folder for demo.mp4 and demo.png")]=Path("outputs"),
-    preset:Annotated[str, typer.Option(help="pico, nano, ...")]="nano",
+    preset:Annotated[str, typer.Option(help="pico, nano, ...")]="pico",
 ):
     "Make a talking video from the shipped samples."
     from liveavatar_nb.data.portrait import sample_path
@@ -206,7 +206,7 @@ def _train(
     options = dict(out=out, preset=preset, steps=steps, minutes=minutes, seed=seed, resume=resume or None)
     call(find(TRAIN, part), {**options, **parse_settings(settings)})
 
-# %% ../nbs/46_cli.ipynb #c949689b
+# %% ../nbs/46_cli.ipynb #15ca58f6
 @app.command("bench")
 def _bench(
     what:Annotated[str, typer.Argument(help=" | ".join(BENCH))],
@@ -231,7 +231,7 @@ def _plan(
     times = StageTimes.uniform(steps, step, decode)
     print(simulate(times, Placement.spread(devices, steps, decode / step if step else .5), blocks))
 
-# %% ../nbs/46_cli.ipynb #043357aa
+# %% ../nbs/46_cli.ipynb #2342f337
 def is_ours(error)->bool:
     "Is this an error that a user can do something about (one line is enough)?"
     return isinstance(error, (ValueError, OSError)) or type(error).__module__.startswith("liveavatar_nb.")
@@ -239,7 +239,7 @@ def is_ours(error)->bool:
 def _warn(message, category, *where):
     if issubclass(category, UserWarning): print(f"warning: {str(message).splitlines()[0]}", file=sys.stderr)
 
-# %% ../nbs/46_cli.ipynb #b4112a7e
+# %% ../nbs/46_cli.ipynb #0d7a1c14
 def main(
     argv:list|None=None, # default: what stands on the command line
 )->int: # exit code: 0 fine, 1 trouble, 2 wrong option, 130 Ctrl+C

@@ -6,7 +6,7 @@
 __all__ = ['RENAME', 'DiTConfig', 'sinusoid', 'linear32', 'modulate', 'gated', 'LayerNorm32', 'Block', 'Head', 'DiT', 'sink_past',
            'locality_bias', 'init_locality', 'init_weights', 'rename', 'load_official']
 
-# %% ../../nbs/27_model.dit.ipynb #241c9362
+# %% ../../nbs/27_model.dit.ipynb #e33a56f0
 import re
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from .cache import LayerKV, Past
 from .conditions import AudioEncoder, AudioInjector, Conditions, FramePack, TextEncoder, tokenize
 from .rope import grid_positions, rope_angles, rope_split
 
-# %% ../../nbs/27_model.dit.ipynb #684df459
+# %% ../../nbs/27_model.dit.ipynb #9fc136d2
 @dataclass(frozen=True)
 class DiTConfig:
     "The numbers and switches of one network; the defaults are the `nano` size."
@@ -57,7 +57,7 @@ class DiTConfig:
         bad = [i for i in self.inject_layers if not 0 <= i < self.layers]
         if bad: raise ValueError(f"inject_layers {bad}: there are only {self.layers} blocks")
 
-# %% ../../nbs/27_model.dit.ipynb #98e1f93c
+# %% ../../nbs/27_model.dit.ipynb #4508c956
 def sinusoid(t:Tensor, dim:int)->Tensor:
     "(…) times to (…, dim): [cos(t w), sin(t w)] with w from 1 down to 1/10000; computed in float64."
     half = dim // 2
@@ -65,13 +65,13 @@ def sinusoid(t:Tensor, dim:int)->Tensor:
     a = t.to(torch.float64)[..., None] * w
     return torch.cat([a.cos(), a.sin()], -1).float()
 
-# %% ../../nbs/27_model.dit.ipynb #c4dc2bc1
+# %% ../../nbs/27_model.dit.ipynb #dc4a7ccf
 def linear32(layer:nn.Linear, x:Tensor)->Tensor:
     "A linear layer in float32 whatever the type of its weights and whatever autocast says."
     with torch.autocast(x.device.type, enabled=False) if torch.is_autocast_enabled(x.device.type) else nullcontext():
         return F.linear(x.float(), layer.weight.float(), layer.bias.float())
 
-# %% ../../nbs/27_model.dit.ipynb #a7b7f4a9
+# %% ../../nbs/27_model.dit.ipynb #15c59c54
 def modulate(x:Tensor, shift:Tensor, scale:Tensor, eps:float=1e-6)->Tensor:
     "Layer norm of x (B, N, D), then scale and shift by one vector (B, F, D) per latent frame; nothing is spread over the tokens."
     y = F.layer_norm(x.float(), x.shape[-1:], eps=eps).unflatten(1, (shift.shape[1], -1))
@@ -82,13 +82,13 @@ def gated(x:Tensor, y:Tensor, gate:Tensor)->Tensor:
     x4, y4 = (a.float().unflatten(1, (gate.shape[1], -1)) for a in (x, y))
     return torch.addcmul(x4, y4, gate[:, :, None]).flatten(1, 2).to(x.dtype)
 
-# %% ../../nbs/27_model.dit.ipynb #546fb5a6
+# %% ../../nbs/27_model.dit.ipynb #8d6f3295
 class LayerNorm32(nn.LayerNorm):
     "Layer norm in float32."
     def forward(self, x:Tensor)->Tensor:
         return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps).to(x.dtype)
 
-# %% ../../nbs/27_model.dit.ipynb #ad2001c1
+# %% ../../nbs/27_model.dit.ipynb #613c9fd2
 class Block(nn.Module):
     "Self-attention, text cross-attention, feed-forward; the time says how much of each, per latent frame."
     def __init__(self, c:DiTConfig):
@@ -108,7 +108,7 @@ class Block(nn.Module):
         x = x + self.cross_attn(self.norm3(x), text, backend if backend in ("naive", "sdpa") else "auto")
         return gated(x, self.ffn(modulate(x, shift2, scale2, self.eps)), gate2), kv
 
-# %% ../../nbs/27_model.dit.ipynb #bd67f2dd
+# %% ../../nbs/27_model.dit.ipynb #a167e465
 class Head(nn.Module):
     "Tokens to patches of velocity, modulated by the time."
     def __init__(self, c:DiTConfig):
@@ -119,7 +119,7 @@ class Head(nn.Module):
         shift, scale = (self.modulation.float()[:, None] + e[:, :, None]).unbind(2)
         return linear32(self.head, modulate(x.float(), shift, scale, self.eps))
 
-# %% ../../nbs/27_model.dit.ipynb #591d7903
+# %% ../../nbs/27_model.dit.ipynb #21c85f94
 class DiT(nn.Module):
     "The velocity network. Parameter names are Wan2.2-S2V's (`casual_audio_encoder` is spelled so there)."
     def __init__(self, config:DiTConfig, init:bool=True, locality:bool=True):
@@ -140,7 +140,7 @@ class DiT(nn.Module):
         if c.framepack: self.frame_packer = FramePack(c.in_channels, c.dim)
         if init: init_weights(self, locality)
 
-# %% ../../nbs/27_model.dit.ipynb #8512e597
+# %% ../../nbs/27_model.dit.ipynb #e7eb9093
 @patch
 def time(self:DiT, sigma:Tensor)->tuple[Tensor, Tensor]:
     "(B, F) noise levels to the head's vectors (B, F, D) and the blocks' modulation (B, F, 6, D), float32."
@@ -148,7 +148,7 @@ def time(self:DiT, sigma:Tensor)->tuple[Tensor, Tensor]:
     e = linear32(self.time_embedding[2], F.silu(linear32(self.time_embedding[0], e)))
     return e, linear32(self.time_projection[1], F.silu(e)).unflatten(-1, (6, -1))
 
-# %% ../../nbs/27_model.dit.ipynb #9b86ee25
+# %% ../../nbs/27_model.dit.ipynb #fa79b854
 @patch
 def embed(self:DiT, x:Tensor, conv:nn.Conv3d|None=None)->Tensor:
     "(B, C, F, h, w) latents to (B, N, dim) tokens: frames, then rows, then columns."
@@ -163,14 +163,14 @@ def unpatchify(self:DiT, tokens:Tensor, frames:int, height:int, width:int)->Tens
     _, p, q = self.config.patch
     return rearrange(tokens, "b (f h w) (p q c) -> b c f (h p) (w q)", f=frames, h=height, w=width, p=p, q=q)
 
-# %% ../../nbs/27_model.dit.ipynb #9fcee38d
+# %% ../../nbs/27_model.dit.ipynb #a2764cd8
 @patch
 def angles(self:DiT, positions:Tensor)->tuple[Tensor, Tensor]:
     "Rotary cosines and sines of (N, 3) positions in frames and token steps."
     scale = torch.tensor([1., self.config.rope_scale, self.config.rope_scale], dtype=torch.float64, device=positions.device)
     return rope_angles(positions.double() * scale, self.config.dim // self.config.heads)
 
-# %% ../../nbs/27_model.dit.ipynb #a7f47ba1
+# %% ../../nbs/27_model.dit.ipynb #a4301dce
 @patch
 def embed_text(self:DiT, text)->Tensor:
     "Text to (B, text_len, dim). A string, strings or token ids if there is an own encoder, else embeddings, filled up with zero rows."
@@ -184,7 +184,7 @@ def embed_text(self:DiT, text)->Tensor:
         rows = torch.stack([F.pad(r, (0, 0, 0, c.text_len - len(r))) for r in rows])
     return self.text_embedding(rows.to(self.text_embedding[0].weight.dtype))
 
-# %% ../../nbs/27_model.dit.ipynb #5d531b63
+# %% ../../nbs/27_model.dit.ipynb #24624ab4
 @patch
 def conditions(self:DiT,
     text,                       # strings, token ids (B, text_len), or embeddings [(n, text_dim), …]
@@ -201,7 +201,7 @@ def conditions(self:DiT,
         c.pose = self.embed(pose, self.cond_encoder)
     return c if audio is None else self.add_audio(c, audio, history, actor_mask)
 
-# %% ../../nbs/27_model.dit.ipynb #e2f61aee
+# %% ../../nbs/27_model.dit.ipynb #ce611222
 @patch
 def add_audio(self:DiT,
     conditions:Conditions,      # text is kept as it is
@@ -221,14 +221,14 @@ def add_audio(self:DiT,
     if actor_mask is not None: actor_mask = actor_mask.flatten(3)
     return replace(conditions, audio=list(kv), adain=list(mod), actor_mask=actor_mask)
 
-# %% ../../nbs/27_model.dit.ipynb #a0015ee3
+# %% ../../nbs/27_model.dit.ipynb #743abfc1
 @patch
 def refer(self:DiT, conditions:Conditions, sink:Tensor, frames:int)->Conditions:
     "The same conditions with the sink (B, C, 1, h, w) shown at every place of `frames` latent frames; unchanged where the preset doesn't ask for it."
     if not self.config.reference: return conditions
     return replace(conditions, pose=self.embed(sink, self.cond_encoder).repeat(1, frames, 1))
 
-# %% ../../nbs/27_model.dit.ipynb #a484e220
+# %% ../../nbs/27_model.dit.ipynb #08d39dcf
 @patch
 def prefill(self:DiT,
     sink:Tensor,                # (B, C, S, h, w) clean latents, usually one frame
@@ -254,7 +254,7 @@ def prefill(self:DiT,
             kvs.append(kv)
     return (kvs, offsets, x) if hidden else (kvs, offsets)
 
-# %% ../../nbs/27_model.dit.ipynb #2a460b8e
+# %% ../../nbs/27_model.dit.ipynb #30c9d0ac
 @patch
 def _check(self:DiT, x:Tensor, c:Conditions, past:Past|None):
     "One clear line instead of a shape error deep inside."
@@ -265,7 +265,7 @@ def _check(self:DiT, x:Tensor, c:Conditions, past:Past|None):
     for name, t in batches.items():
         if t is not None and len(t) != len(x): raise ValueError(f"{name} for a batch of {len(t)}, latents for {len(x)}: make them equal, e.g. with join or repeat")
 
-# %% ../../nbs/27_model.dit.ipynb #ce1a4e37
+# %% ../../nbs/27_model.dit.ipynb #f58c0d03
 @patch
 def forward(self:DiT,
     x:Tensor,                   # (B, C, F, h, w) noisy latents
@@ -297,7 +297,7 @@ def forward(self:DiT,
             y = (y4 + self.audio_injector(a, y4, c.audio[a], c.adain[a], c.actor_mask)).flatten(1, 2)
     return self.unpatchify(self.head(y, e), f, *grid).to(x.dtype), kvs
 
-# %% ../../nbs/27_model.dit.ipynb #e135bc2a
+# %% ../../nbs/27_model.dit.ipynb #f3d0cee2
 def sink_past(
     kv:list, offsets:Tensor,    # from `prefill`
     distance:float,             # frames from a block's first frame to the sink
@@ -309,7 +309,7 @@ def sink_past(
     kv = [LayerKV(*(t.repeat(1, n, 1, 1) for t in layer)) for layer in kv] if n > 1 else kv
     return Past(kv, (offsets + at[:, None]).flatten(0, 1), n * len(offsets))
 
-# %% ../../nbs/27_model.dit.ipynb #16899685
+# %% ../../nbs/27_model.dit.ipynb #7a028b8c
 def locality_bias(head_dim:int, scale:float, sharpness:float)->Tensor:
     "One head's query and key bias: constant ones on a fast and a slow pair of rows and of columns; the score peaks at the own place."
     t, *space = rope_split(head_dim)
@@ -322,7 +322,7 @@ def locality_bias(head_dim:int, scale:float, sharpness:float)->Tensor:
         at += n
     return bias
 
-# %% ../../nbs/27_model.dit.ipynb #667dd050
+# %% ../../nbs/27_model.dit.ipynb #c42eb014
 @torch.no_grad()
 def init_locality(attn:SelfAttention, scale:float=1., sharpness=(12., 8., 6.), content:float=.4):
     "Make each token look at its own row and column, in all frames and in the sink, before anything is learned."
@@ -334,7 +334,7 @@ def init_locality(attn:SelfAttention, scale:float=1., sharpness=(12., 8., 6.), c
         linear.bias.copy_(bias)
         nn.init.constant_(norm.weight, rms)
 
-# %% ../../nbs/27_model.dit.ipynb #70f4f8f4
+# %% ../../nbs/27_model.dit.ipynb #f72694a5
 @torch.no_grad()
 def init_weights(model:DiT, locality:bool=True):
     "A start that trains in minutes: every path open, the output zero, attention local."
@@ -356,7 +356,7 @@ def init_weights(model:DiT, locality:bool=True):
     nn.init.normal_(model.casual_audio_encoder.encoder.padding_tokens, std=.02)
     nn.init.zeros_(model.head.head.weight)
 
-# %% ../../nbs/27_model.dit.ipynb #65eb41f6
+# %% ../../nbs/27_model.dit.ipynb #fd73c86f
 RENAME = (  # (pattern, replacement), tried in this order on every name of a checkpoint
     (r"^(module|model|dit)\.", ""),
     (r"^causal_audio_encoder\.", "casual_audio_encoder."),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEFAULT_WEIGHTS', 'AvatarClip', 'to_frames', 'BlockFeatures', 'AvatarStream', 'LiveAvatar', 'sampler_of', 'untrained']
 
-# %% ../../nbs/45_stream.avatar.ipynb #6d4944f5
+# %% ../../nbs/45_stream.avatar.ipynb #6bd0fb03
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..model.presets import PresetError, card_of, load_weights, preset as get_pr
 from .sampler import BlockSampler, SamplerConfig, many_steps
 from ..train.vae import to_video
 
-# %% ../../nbs/45_stream.avatar.ipynb #b6529cd9
+# %% ../../nbs/45_stream.avatar.ipynb #6dd6e7dd
 @dataclass
 class AvatarClip:
     "One block of the talking film."
@@ -33,7 +33,7 @@ def to_frames(video:Tensor)->np.ndarray:
     "(1, 3, T, H, W) about [-1, 1] -> (T, H, W, 3) uint8."
     return ((video[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).numpy()
 
-# %% ../../nbs/45_stream.avatar.ipynb #10f20ee0
+# %% ../../nbs/45_stream.avatar.ipynb #db9ec67f
 class BlockFeatures:
     "Samples in, blocks of audio features out: (1, history + 12, 80) with the block's samples."
     def __init__(self, frames:int=12, history:int=8):
@@ -53,7 +53,7 @@ class BlockFeatures:
     @property
     def waiting(self)->int: return len(self.samples)   # samples that don't fill a block yet
 
-# %% ../../nbs/45_stream.avatar.ipynb #91343068
+# %% ../../nbs/45_stream.avatar.ipynb #3b70da03
 class AvatarStream:
     "One running stream. `push` sound, take clips; `flush` at the end; `snapshot` at any time."
     def __init__(self, avatar, portrait:np.ndarray, prompt:str, config:SamplerConfig):
@@ -84,7 +84,7 @@ class AvatarStream:
         self.prompt = clean_prompt(prompt)
         with torch.inference_mode(): self.sampler.set_text(self.prompt)
 
-# %% ../../nbs/45_stream.avatar.ipynb #fe1ab3ce
+# %% ../../nbs/45_stream.avatar.ipynb #39bb29a6
 from fastcore.basics import patch
 
 @patch
@@ -109,8 +109,8 @@ def restore(self:AvatarStream, state:dict, prompt:str)->"AvatarStream":
     f.stream.restore({k[4:]: v.numpy() for k, v in sound.items() if k.startswith("mel.")})
     return self
 
-# %% ../../nbs/45_stream.avatar.ipynb #0353d5a1
-DEFAULT_WEIGHTS = {"pico": "pico_forcing", "nano": "nano_forcing"}
+# %% ../../nbs/45_stream.avatar.ipynb #af5ff48d
+DEFAULT_WEIGHTS = {"pico": "pico_forcing"}
 
 class LiveAvatar:
     "A VAE and a DiT of one preset, ready to stream."
@@ -118,7 +118,7 @@ class LiveAvatar:
         self.preset, self.dit, self.vae, self.config = get_preset(preset), dit.eval(), vae.eval(), config
     @classmethod
     def from_pretrained(cls,
-        preset="nano",       # pico, nano
+        preset="pico",       # nano: give its weights, none are shipped yet
         weights:str=None,    # another weights file for the DiT, by path or shipped name
         vae:str="nano_vae",
     )->"LiveAvatar":
@@ -140,7 +140,7 @@ class LiveAvatar:
         if steps is not None: changes["levels"] = self.levels(steps)
         return AvatarStream(self, self.portrait(image), clean_prompt(prompt), replace(self.config, **changes))
 
-# %% ../../nbs/45_stream.avatar.ipynb #5c2509c6
+# %% ../../nbs/45_stream.avatar.ipynb #96e07136
 def sampler_of(card:dict, p)->SamplerConfig:
     "The sampler settings that stand on a weights' card; many steps and clean history where it says nothing."
     settings = dict(card.get("sampler", {}))
@@ -164,7 +164,7 @@ def portrait(self:LiveAvatar, image)->np.ndarray:
     side = min(image.shape[:2]); y, x = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
     return np.asarray(Image.fromarray(image[y:y + side, x:x + side]).resize((size, size), Image.LANCZOS))
 
-# %% ../../nbs/45_stream.avatar.ipynb #709e37ca
+# %% ../../nbs/45_stream.avatar.ipynb #5148b457
 def untrained(preset="pico", seed:int=0, **settings)->LiveAvatar:
     "An avatar with random weights, for tests of everything but looks."
     from liveavatar_nb.model.presets import build
