@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['POLICIES', 'SOLVERS', 'block_noise', 'SamplerConfig', 'many_steps', 'guided', 'Stage', 'BlockSampler', 'sample_clip']
 
-# %% ../../nbs/40_stream.sampler.ipynb #119ed179
+# %% ../../nbs/40_stream.sampler.ipynb #e1805ece
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
@@ -16,13 +16,13 @@ from ..model.conditions import Conditions, join
 from ..model.flow import add_noise, cfg, euler_step, official_sigmas, renoise_step, sigmas
 from .sink import JitteredSink
 
-# %% ../../nbs/40_stream.sampler.ipynb #34b1e3e2
+# %% ../../nbs/40_stream.sampler.ipynb #46bc9990
 def block_noise(shape:tuple, seed:int, block:int, step:int=0, device="cpu")->Tensor:
     "Standard normal noise that belongs to (seed, block, step) and to nothing else; drawn on the CPU so that every device gets the same."
     mixed = (seed * 0x9E3779B97F4A7C15 + block * 0xBF58476D1CE4E5B9 + step * 0x94D049BB133111EB + 1) & (2**63 - 1)
     return torch.randn(shape, generator=torch.Generator().manual_seed(mixed)).to(device)
 
-# %% ../../nbs/40_stream.sampler.ipynb #e05efffd
+# %% ../../nbs/40_stream.sampler.ipynb #03420639
 POLICIES, SOLVERS = ("clean", "fixed", "timestep"), ("euler", "renoise")
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def many_steps(steps:int=20, shift:float=1., **settings)->SamplerConfig:
     "Settings for a model that is not distilled: many even steps and clean history."
     return SamplerConfig(**dict(levels=tuple(sigmas(steps, shift).tolist()), policy="clean") | settings)
 
-# %% ../../nbs/40_stream.sampler.ipynb #0e0a1b65
+# %% ../../nbs/40_stream.sampler.ipynb #ce7b3822
 def guided(net, x:Tensor, sigma:float, conditions:Conditions, past:Past|None, weight:float)->tuple:
     "(velocity, keys and values): one evaluation, or with guidance a batch of conditional and unconditional."
     if weight == 1: return net(x, sigma, conditions, past)
@@ -83,7 +83,7 @@ class Stage:
         if c.solver == "euler" or self.next == 0: return euler_step(x, v, self.sigma, self.next)
         return renoise_step(x, v, self.sigma, self.next, block_noise(tuple(x.shape), c.seed, block, self.step + 1, x.device))
 
-# %% ../../nbs/40_stream.sampler.ipynb #b9ac91d6
+# %% ../../nbs/40_stream.sampler.ipynb #1b0d94ba
 class BlockSampler:
     "Rolls a stream out block by block: `start` with a portrait's latent and a sentence, then `block` after `block`."
     def __init__(self, net, latent:tuple, config:SamplerConfig=SamplerConfig()):
@@ -103,7 +103,7 @@ class BlockSampler:
         c = self.net.conditions(text)
         return c if self.config.weight == 1 else join(c, self.net.conditions([""] * c.text[0].k.shape[0]))
 
-# %% ../../nbs/40_stream.sampler.ipynb #36897999
+# %% ../../nbs/40_stream.sampler.ipynb #c0a3af78
 from fastcore.basics import patch
 
 @patch
@@ -132,7 +132,7 @@ def set_text(self:BlockSampler, text)->"BlockSampler":
     self.text = self.conditions([text] * len(self.sink) if isinstance(text, str) else text)
     return self.set_sink(self.sink)
 
-# %% ../../nbs/40_stream.sampler.ipynb #c08d0cda
+# %% ../../nbs/40_stream.sampler.ipynb #025a4734
 @patch
 @torch.no_grad()
 def block(self:BlockSampler,
@@ -162,7 +162,7 @@ def remember(self:BlockSampler, x0:Tensor, conditions:Conditions):
     history = self.histories[0]
     history.append(guided(self.net, noisy, level, conditions, history.past(), c.weight)[1])
 
-# %% ../../nbs/40_stream.sampler.ipynb #b6bd8cd3
+# %% ../../nbs/40_stream.sampler.ipynb #28ddbd19
 @patch
 def snapshot(self:BlockSampler)->dict:
     "Everything that a continuation needs besides network, settings and sentence: tensors only."
@@ -181,7 +181,7 @@ def restore(self:BlockSampler, state:dict, text)->"BlockSampler":
         h.restore({k[len(mine):]: v for k, v in state.items() if k.startswith(mine)})
     return self
 
-# %% ../../nbs/40_stream.sampler.ipynb #e01e8d82
+# %% ../../nbs/40_stream.sampler.ipynb #041d1f3e
 @torch.no_grad()
 def sample_clip(
     net,                    # the bidirectional teacher
