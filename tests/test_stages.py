@@ -85,7 +85,7 @@ def test_rounds_see_every_clip_once_and_batches_are_pure(folder):
     assert not torch.equal(a["latents"], data.batch(9, 5, 3, seed=1)["latents"])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.integers(3, 60), st.integers(1, 30))
 def test_windows_stay_inside_and_never_contain_their_sink(seed, total, frames):
     if frames > total: return
@@ -94,7 +94,7 @@ def test_windows_stay_inside_and_never_contain_their_sink(seed, total, frames):
     assert sink == 0 or sink < start - 3 or sink >= start + frames + 3
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 40), st.integers(1, 20), st.integers(0, 12))
 def test_audio_window_is_the_clip_with_its_first_row_repeated_before(start, length, history):
     clip = np.arange(60.)[:, None]

@@ -6,11 +6,11 @@
 __all__ = ['expand', 'add_noise', 'velocity', 'x0_from_velocity', 'euler_step', 'renoise_step', 'shift_sigma', 'sigmas',
            'official_sigmas', 'cfg']
 
-# %% ../../nbs/20_model.flow.ipynb #efb28d8a
+# %% ../../nbs/20_model.flow.ipynb #0b204590
 import torch
 from torch import Tensor
 
-# %% ../../nbs/20_model.flow.ipynb #63c572ee
+# %% ../../nbs/20_model.flow.ipynb #d9b4b3eb
 def expand(sigma:float|Tensor, x:Tensor)->Tensor:
     "Shape a noise level (), (B,) or (B, F) so that it multiplies x (B, C, F, H, W); (B,) fits any x (B, ...)."
     s = torch.as_tensor(sigma, device=x.device)
@@ -21,7 +21,7 @@ def expand(sigma:float|Tensor, x:Tensor)->Tensor:
         return s.reshape(s.shape[0], 1, s.shape[1], *(1,) * (x.ndim - 3))
     raise ValueError(f"sigma of shape {tuple(s.shape)} does not fit x of shape {tuple(x.shape)}: give (), (B,) or (B, F)")
 
-# %% ../../nbs/20_model.flow.ipynb #ece28096
+# %% ../../nbs/20_model.flow.ipynb #c03618fd
 def add_noise(x0:Tensor, eps:Tensor, sigma)->Tensor:
     "x_sigma = (1 - sigma) x0 + sigma eps. Live Avatar, arXiv 2512.04677, sec. 3.1."
     s = expand(sigma, x0)
@@ -35,32 +35,32 @@ def x0_from_velocity(x:Tensor, v:Tensor, sigma)->Tensor:
     "The data that a velocity points at: x0 = x - sigma v."
     return (x - expand(sigma, x) * v).to(x.dtype)
 
-# %% ../../nbs/20_model.flow.ipynb #23b850a7
+# %% ../../nbs/20_model.flow.ipynb #ab646b0b
 def euler_step(x:Tensor, v:Tensor, sigma, sigma_next)->Tensor:
     "x + (sigma_next - sigma) v: increment in v's dtype, sum in fp32, result in v's dtype, as the official sampler."
     wide = torch.promote_types(x.dtype, torch.float32)
     dx = ((expand(sigma_next, x) - expand(sigma, x)) * v.to(wide)).to(v.dtype)
     return (x.to(wide) + dx.to(wide)).to(v.dtype)
 
-# %% ../../nbs/20_model.flow.ipynb #a911d18f
+# %% ../../nbs/20_model.flow.ipynb #94edeaa0
 def renoise_step(x:Tensor, v:Tensor, sigma, sigma_next, eps:Tensor)->Tensor:
     "Jump to the predicted data, then add fresh noise eps up to sigma_next; fp32 maths, result in v's dtype."
     wide = torch.promote_types(x.dtype, torch.float32)
     x0 = x.to(wide) - expand(sigma, x) * v.to(wide)
     return add_noise(x0, eps.to(wide), sigma_next).to(v.dtype)
 
-# %% ../../nbs/20_model.flow.ipynb #d84b290f
+# %% ../../nbs/20_model.flow.ipynb #50023943
 def shift_sigma(sigma, shift:float):
     "Push noise levels towards 1: shift * s / (1 + (shift - 1) s); keeps 0 and 1. Float or tensor."
     return shift * sigma / (1 + (shift - 1) * sigma)
 
-# %% ../../nbs/20_model.flow.ipynb #0a1fa4ff
+# %% ../../nbs/20_model.flow.ipynb #3fdf69da
 def sigmas(n_steps:int, shift:float=1.)->Tensor:
     "(n_steps + 1,) float32 noise levels from 1 to 0, evenly spaced, then shifted."
     if n_steps < 1: raise ValueError(f"n_steps is {n_steps}: give at least 1")
     return shift_sigma(torch.linspace(1, 0, n_steps + 1, dtype=torch.float64), shift).float()
 
-# %% ../../nbs/20_model.flow.ipynb #ee1141a9
+# %% ../../nbs/20_model.flow.ipynb #3351cbe5
 def official_sigmas(n_steps:int=4, shift:float=3.)->Tensor:
     "(n_steps + 1,) float32: the schedule of the released Live Avatar sampler; its lower end is shifted twice."
     if n_steps < 1: raise ValueError(f"n_steps is {n_steps}: give at least 1")
@@ -68,7 +68,7 @@ def official_sigmas(n_steps:int=4, shift:float=3.)->Tensor:
     levels = shift_sigma(torch.linspace(1, low, n_steps, dtype=torch.float64), shift).float()
     return torch.cat([levels, torch.zeros(1)])
 
-# %% ../../nbs/20_model.flow.ipynb #b6b694b4
+# %% ../../nbs/20_model.flow.ipynb #12204aa8
 def cfg(v_cond:Tensor, v_uncond:Tensor, w)->Tensor:
     "Classifier-free guidance in the standard convention: v_uncond + w (v_cond - v_uncond); w = 1 is off."
     return v_uncond + w * (v_cond - v_uncond)

@@ -11,7 +11,7 @@ __all__ = ['TINY', 'STATES', 'STARTING', 'WORKING', 'WAITING', 'DONE', 'KINDS', 
            'TPPResult', 'collect', 'run_tpp', 'bench_equality', 'bench_emulated', 'leftovers', 'bench_faults',
            'bench_tpp']
 
-# %% ../../nbs/43_stream.distributed.ipynb #837bab3f
+# %% ../../nbs/43_stream.distributed.ipynb #abbf015e
 import argparse, hashlib, json, os, shutil, signal, subprocess, sys, tempfile, threading, time
 from collections import Counter, deque
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ from .writer import VideoWriter, check_writable, read_video
 from ..train.latents import AUDIO_HISTORY, audio_window
 from ..train.vae import to_video
 
-# %% ../../nbs/43_stream.distributed.ipynb #3f613bc2
+# %% ../../nbs/43_stream.distributed.ipynb #86cee964
 class TPPError(RuntimeError):
     "A pipeline run ended early; one line that names rank and block."
 
@@ -66,7 +66,7 @@ class TPPConfig:
     job_patience_s: float = 6.      # a job may take ten times the longest one so far, and at least this
     startup_s: float = 120.         # loading, connecting, and the first job
 
-# %% ../../nbs/43_stream.distributed.ipynb #50262af4
+# %% ../../nbs/43_stream.distributed.ipynb #117e90d4
 @patch(as_prop=True)
 def folder(self:TPPConfig)->Path:
     "Where checkpoints and notes lie, beside the film."
@@ -93,7 +93,7 @@ def check(self:TPPConfig)->Placement:
     if wrong: raise ValueError(f"{self.video.name} was begun with another {', '.join(wrong)}: give the same, or start without --resume")
     return place
 
-# %% ../../nbs/43_stream.distributed.ipynb #b174232a
+# %% ../../nbs/43_stream.distributed.ipynb #33bbc026
 TINY = Preset("tiny", (32, 32), DiTConfig(dim=48, ffn_dim=96, heads=2, layers=2, inject_layers=(0,), cond_dim=16, reference=True), VAEConfig(dim=8, dim_mult=(1, 2, 2)))
 
 def get_preset(name:str)->Preset:
@@ -121,7 +121,7 @@ def load_vae(config:TPPConfig)->VideoVAE:
     "The VAE of a run."
     return _random(lambda: VideoVAE(get_preset(config.preset).vae)) if config.random else load_weights("nano_vae")
 
-# %% ../../nbs/43_stream.distributed.ipynb #a893aa0e
+# %% ../../nbs/43_stream.distributed.ipynb #ff9ba638
 def sampler_config(config:TPPConfig)->SamplerConfig:
     """The sampler's settings: those on the weights' card, official noise levels if it has none for this number of steps.
     The history is always at each step's own noise level: no other policy can be pipelined."""
@@ -133,7 +133,7 @@ def sampler_config(config:TPPConfig)->SamplerConfig:
     base = dict(levels=tuple(levels or official_sigmas(n).tolist()), window_frames=p.window_frames, block_frames=p.block_frames, sink_distance=p.dit.sink_distance)
     return SamplerConfig(**base | kept, refresh_at=config.refresh_at or None, seed=config.seed)
 
-# %% ../../nbs/43_stream.distributed.ipynb #b7cd6ef8
+# %% ../../nbs/43_stream.distributed.ipynb #90f14966
 class Sound:
     "The sound of a run in blocks: features with their history, and samples for the film."
     def __init__(self, config:TPPConfig):
@@ -147,7 +147,7 @@ class Sound:
         "Samples of block `b`; the last block ends where the sound ends."
         return self.samples[b * BLOCK_FRAMES * 640:(b + 1) * BLOCK_FRAMES * 640]
 
-# %% ../../nbs/43_stream.distributed.ipynb #d0bdebf6
+# %% ../../nbs/43_stream.distributed.ipynb #8f161a78
 def portrait_video(config:TPPConfig)->torch.Tensor:
     "The portrait as a film of one frame, (1, 3, 1, H, W) in [-1, 1]."
     return to_video(load_portrait(config.image, get_preset(config.preset).size[0])[None])
@@ -156,7 +156,7 @@ def to_frames(video:torch.Tensor)->np.ndarray:
     "(1, 3, T, H, W) about [-1, 1] to (T, H, W, 3) uint8."
     return ((video[0].permute(1, 2, 3, 0).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
 
-# %% ../../nbs/43_stream.distributed.ipynb #52e9d584
+# %% ../../nbs/43_stream.distributed.ipynb #420355d6
 @torch.no_grad()
 def one_process(config:TPPConfig)->dict:
     "The same film in this process: {latents (1, 16, F, h, w), frames (n, H, W, 3)}."
@@ -170,7 +170,7 @@ def one_process(config:TPPConfig)->dict:
         frames.append(to_frames(video))
     return dict(latents=torch.cat(latents, 2), frames=torch.from_numpy(np.concatenate(frames)))
 
-# %% ../../nbs/43_stream.distributed.ipynb #c176824a
+# %% ../../nbs/43_stream.distributed.ipynb #0e6c5c17
 class PeerLost(RuntimeError):
     "A neighbour is gone; somebody else knows why."
 
@@ -190,7 +190,7 @@ class Outbox:
     def flush(self):
         while self.flying: self._finish()
 
-# %% ../../nbs/43_stream.distributed.ipynb #75c27f9e
+# %% ../../nbs/43_stream.distributed.ipynb #4f2a0f8f
 class Inbox:
     "Non-blocking receives from one rank: the next message has a buffer waiting before it is asked for."
     def __init__(self, src:int, shape:tuple, dtype=torch.float32, total:int=1, device="cpu", group=None):
@@ -209,7 +209,7 @@ class Inbox:
         self._post()
         return buffer.to(self.device)
 
-# %% ../../nbs/43_stream.distributed.ipynb #713867ad
+# %% ../../nbs/43_stream.distributed.ipynb #3dbfe1f0
 STATES = STARTING, WORKING, WAITING, DONE = range(4)
 _SLOT = np.dtype([(k, "f8") for k in ("beat", "since", "longest")] + [(k, "i8") for k in ("pid", "state", "block", "step", "written")])
 
@@ -235,7 +235,7 @@ class Board:
         except FileExistsError: return False
         finally: draft.unlink()
 
-# %% ../../nbs/43_stream.distributed.ipynb #54a2df11
+# %% ../../nbs/43_stream.distributed.ipynb #67ee5d7f
 def alive(pid:int)->bool:
     "Is this process there and not a zombie?"
     try: return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
@@ -258,7 +258,7 @@ def find_fault(board:Board, config:TPPConfig, now:float, began:float, me:int=-1)
         elif s["state"] == WORKING and busy > limit: return rank, f"hangs ({busy:.1f} s in one job)"
     return None
 
-# %% ../../nbs/43_stream.distributed.ipynb #9d868cf7
+# %% ../../nbs/43_stream.distributed.ipynb #e748cdc8
 class Watch(threading.Thread):
     "A thread in each rank: gives signs of life, watches the others, ends the process when there is a verdict."
     def __init__(self, board:Board, config:TPPConfig, rank:int=-1):
@@ -291,7 +291,7 @@ class Watch(threading.Thread):
         sys.stderr.flush(); sys.stdout.flush()
         os._exit(1)
 
-# %% ../../nbs/43_stream.distributed.ipynb #1c292945
+# %% ../../nbs/43_stream.distributed.ipynb #35f9b690
 @patch
 def accuse(self:Watch, rank:int, why:str, hint:bool=True):
     "Say once, in one line, which rank failed at which block, and end it if it still lives."
@@ -306,7 +306,7 @@ def accuse(self:Watch, rank:int, why:str, hint:bool=True):
     pid = int(s["pid"])
     if pid and pid != os.getpid() and alive(pid): os.kill(pid, signal.SIGKILL)
 
-# %% ../../nbs/43_stream.distributed.ipynb #7e1fe0ae
+# %% ../../nbs/43_stream.distributed.ipynb #d24227d3
 class Engine:
     "One rank: connects, loads only what it needs, works through its list of jobs."
     def __init__(self, config:TPPConfig, rank:int, watch:Watch):
@@ -340,7 +340,7 @@ def inject(kind:str, folder:Path):
         while True: time.sleep(1)
     if kind == "raise": raise RuntimeError("injected fault")
 
-# %% ../../nbs/43_stream.distributed.ipynb #e816e893
+# %% ../../nbs/43_stream.distributed.ipynb #530650a0
 @patch
 def setup(self:Engine):
     "Load, connect the wires, agree on the portrait's latent and on the clock."
@@ -379,7 +379,7 @@ def connected(call):
     try: return call()
     except RuntimeError as e: raise PeerLost(str(e)) from None
 
-# %% ../../nbs/43_stream.distributed.ipynb #e242e887
+# %% ../../nbs/43_stream.distributed.ipynb #4278f95d
 @patch
 def step(self:Engine, job):
     "One denoising step of one block; the latent comes from the neighbour, or from noise, and goes on."
@@ -422,7 +422,7 @@ def decode(self:Engine, job):
         self.write(job.block, frames, x)
     self.checkpoint(job.block, {"decode": {f"state{i}": t for i, t in enumerate(self.state)}} if self.due(job.block) else {})
 
-# %% ../../nbs/43_stream.distributed.ipynb #e243138e
+# %% ../../nbs/43_stream.distributed.ipynb #6fa79ca4
 @patch
 def prefill(self:Engine, job):
     "Keys and values of the sink; shared with the other denoising ranks if the plan says so."
@@ -452,7 +452,7 @@ def put_sink(self:Engine, kv, offsets, latent):
         shapes = [(tuple(t.shape), t.dtype) for t in (pack(kv, offsets, latent).values() if self.config.share else [latent])]
         self.coming = self.expect("sink kv" if self.config.share else "sink latent", True, shapes)
 
-# %% ../../nbs/43_stream.distributed.ipynb #58dd6593
+# %% ../../nbs/43_stream.distributed.ipynb #acfa1826
 def pack(kv, offsets, latent)->dict:
     "A sink as three tensors."
     return dict(kv=torch.stack([torch.stack([a.k, a.v]) for a in kv]), offsets=offsets.cpu(), latent=latent)
@@ -461,7 +461,7 @@ def unpack(sink:dict, device)->tuple:
     "Three tensors as a sink; each layer gets memory of its own."
     return [LayerKV(a[0].clone(), a[1].clone()) for a in sink["kv"].to(device)], sink["offsets"].clone(), sink["latent"].to(device)
 
-# %% ../../nbs/43_stream.distributed.ipynb #26026493
+# %% ../../nbs/43_stream.distributed.ipynb #02a197e2
 KINDS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 @patch
@@ -486,7 +486,7 @@ def expect(self:Engine, what:str, last:bool, shapes=None):
         return dict(zip(names, [b.take() for b in boxes]))
     return wait
 
-# %% ../../nbs/43_stream.distributed.ipynb #c2ce5c6d
+# %% ../../nbs/43_stream.distributed.ipynb #3e38b011
 def save_tensors(path:Path, tensors:dict):
     "Write a safetensors file under another name, then rename it: it is there whole or not at all."
     from safetensors.torch import save_file
@@ -521,7 +521,7 @@ def restore_point(config:TPPConfig, placement:Placement)->int:
     common = set.intersection(*(saved(part) for part in ["decode"] + [f"step{k}" for k in range(placement.n_steps)]))
     return max(common, default=-1) + 1
 
-# %% ../../nbs/43_stream.distributed.ipynb #cbbb0d8e
+# %% ../../nbs/43_stream.distributed.ipynb #f7bd343d
 @patch
 def restore(self:Engine):
     "Every stage as it was after block `first - 1`."
@@ -557,7 +557,7 @@ def prepare(config:TPPConfig):
     config.folder.mkdir(parents=True, exist_ok=True)
     (config.folder / "run.json").write_text(json.dumps(fingerprint(config)))
 
-# %% ../../nbs/43_stream.distributed.ipynb #7f0786f8
+# %% ../../nbs/43_stream.distributed.ipynb #fcbd5efc
 def fragment_ends(path:Path)->list:
     "Where each fragment of a fragmented mp4 ends, in bytes; a half written one at the end is left out."
     ends, position, size = [], 0, Path(path).stat().st_size
@@ -579,7 +579,7 @@ def count_packets(path:Path)->tuple:
             if packet.size: counts[packet.stream.type] += 1
     return counts["video"], counts["audio"]
 
-# %% ../../nbs/43_stream.distributed.ipynb #3c95a7e8
+# %% ../../nbs/43_stream.distributed.ipynb #0950ee5d
 def reopen_video(path:Path, size, n_blocks:int, wave)->VideoWriter:
     """Go on writing a film after its first `n_blocks` blocks: what lies behind them is cut off. `wave(block)` gives a
     block's samples; the sound encoder is run in on the last two of them, so that it joins without a click."""
@@ -601,7 +601,7 @@ def reopen_video(path:Path, size, n_blocks:int, wave)->VideoWriter:
     writer.file = open(path, "r+b", buffering=0)
     return writer
 
-# %% ../../nbs/43_stream.distributed.ipynb #a2539743
+# %% ../../nbs/43_stream.distributed.ipynb #09cba8a9
 @patch
 def open_video(self:Engine):
     "Warm the decoder with the portrait; open the film, or go on with it."
@@ -636,7 +636,7 @@ def close(self:Engine):
     (self.config.folder / "run.json").write_text(json.dumps(run_note(self.config) | dict(done=True)))
     for f in self.config.folder.glob("*-*.safetensors"): f.unlink()
 
-# %% ../../nbs/43_stream.distributed.ipynb #48fd374b
+# %% ../../nbs/43_stream.distributed.ipynb #7faa7e38
 @torch.no_grad()
 def run_rank(config:TPPConfig, rank:int, board:Board, init:str)->int:
     "The life of one rank; returns its exit code."
@@ -665,7 +665,7 @@ def run_rank(config:TPPConfig, rank:int, board:Board, init:str)->int:
     finally: watch.over.set()
     return 1
 
-# %% ../../nbs/43_stream.distributed.ipynb #e0b8be33
+# %% ../../nbs/43_stream.distributed.ipynb #12b36890
 def launch(config:TPPConfig)->int:
     "Fork one process per rank, watch over them, return the exit code. No process outlives this function."
     place = Placement.parse(config.placement)
@@ -700,7 +700,7 @@ def launch(config:TPPConfig)->int:
             for r in pids.keys() - codes.keys(): os.kill(pids[r], signal.SIGKILL)
     return max(abs(code) for code in codes.values()) and 1
 
-# %% ../../nbs/43_stream.distributed.ipynb #8ab382dd
+# %% ../../nbs/43_stream.distributed.ipynb #15c43ee0
 def read_arguments(argv=None)->TPPConfig:
     "Settings from the command line, over those of a `--config` file; under torchrun the placement fits the number of processes."
     parser = argparse.ArgumentParser(prog="liveavatar_nb.stream.distributed", description="Stream a talking video through a pipeline of processes.")
@@ -738,7 +738,7 @@ def main(argv=None)->int:
                   os.environ | {n: str(config.threads) for n in names})
     return launch(config)
 
-# %% ../../nbs/43_stream.distributed.ipynb #8d6ce3d9
+# %% ../../nbs/43_stream.distributed.ipynb #c96f248b
 @dataclass
 class TPPResult:
     "A finished run."
@@ -764,26 +764,47 @@ def collect(config:TPPConfig, seconds:float)->TPPResult:
     return TPPResult(config, Schedule(place, rows, notes[0]["n_blocks"], None, moved), moved, [n["parameters"] for n in notes],
                      notes[0]["n_blocks"], notes[0]["first"], seconds)
 
-def run_tpp(config:TPPConfig|None=None, quiet:bool=True, **settings)->TPPResult:
+def run_tpp(config:TPPConfig|None=None,
+    quiet:bool=True,    # False: pass the ranks' error output on
+    fork:bool=False,    # start from a copy of this process: saves the seconds of loading; not once CUDA is in use
+    **settings,         # any field of TPPConfig
+)->TPPResult:
     "Start all ranks on this machine, wait for the end. A wrong setting is a ValueError or OSError, a failed run a TPPError with the line that names rank and block."
     config = replace(config or TPPConfig(), **settings)
     config.check()
     config.folder.mkdir(parents=True, exist_ok=True)
     (config.folder / "config.json").write_text(json.dumps(asdict(config)))
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")} | {n: str(config.threads) for n in names}
     began = time.monotonic()
-    command = [sys.executable, "-m", "liveavatar_nb.stream.distributed", "--config", str(config.folder / "config.json")]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as p:
-        try: err = p.communicate()[1]
-        except BaseException: p.terminate(); p.wait(10); raise
-    if not quiet: print(err, end="", file=sys.stderr)
-    if p.returncode:
+    with tempfile.TemporaryFile("w+") as err:
+        code = _start(config, err, fork)
+        err.seek(0)
+        text = err.read()
+    if not quiet: print(text, end="", file=sys.stderr)
+    if code:
         verdict = Board(config.folder / "job", config.check().n_ranks).verdict
-        raise TPPError(verdict["message"] if verdict else (err.strip().splitlines() or ["tpp: failed without a word"])[-1])
+        raise TPPError(verdict["message"] if verdict else (text.strip().splitlines() or ["tpp: failed without a word"])[-1])
     return collect(config, time.monotonic() - began)
 
-# %% ../../nbs/43_stream.distributed.ipynb #a731ae62
+def _start(config, err, fork)->int:
+    "Run the launcher as a new process or as a copy of this one; its exit code. It ends with us."
+    if fork and not (pid := os.fork()):
+        os.dup2(err.fileno(), 2)
+        sys.stdout = sys.stderr = open(2, "w", closefd=False)
+        code = 1
+        try: code = launch(config)
+        finally: sys.stderr.flush(); os._exit(code)
+    if not fork:
+        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+        environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")} | {n: str(config.threads) for n in names}
+        command = [sys.executable, "-m", "liveavatar_nb.stream.distributed", "--config", str(config.folder / "config.json")]
+        pid = subprocess.Popen(command, env=environment, stderr=err).pid
+    try: return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except BaseException:
+        os.kill(pid, signal.SIGTERM)
+        os.waitpid(pid, 0)
+        raise
+
+# %% ../../nbs/43_stream.distributed.ipynb #b638e67a
 def _sample_inputs(folder:Path)->dict:
     "A voice and a portrait for benchmarks: 30 s of a gliding tone, a random picture."
     import soundfile
@@ -797,7 +818,7 @@ def bench_equality(config:TPPConfig, n_blocks:int=52, choices=("0123D", "01|23D"
     "Every placement against one process, bit for bit, with a sink exchange."
     judge, rows = one_process(replace(config, n_blocks=n_blocks)), []
     for placement in choices:
-        run = run_tpp(config, name="equal", placement=placement, n_blocks=n_blocks, record=True)
+        run = run_tpp(config, name="equal", fork=True, placement=placement, n_blocks=n_blocks, record=True)
         kept = run.kept
         rows.append(dict(placement=placement, processes=run.schedule.placement.n_ranks, equal=torch.equal(kept["latents"], judge["latents"]) and torch.equal(kept["frames"], judge["frames"])))
     p = get_preset(config.preset)
@@ -807,15 +828,15 @@ def bench_equality(config:TPPConfig, n_blocks:int=52, choices=("0123D", "01|23D"
                 latent_bytes=latent, bytes_per_block_and_hop=hops, only_the_latent=set(hops.values()) == {latent},
                 sink_bytes_once=sum(n for (what, *_), n in run.bytes.items() if what == "sink kv"), parameters_per_rank=run.parameters)
 
-# %% ../../nbs/43_stream.distributed.ipynb #97c49903
+# %% ../../nbs/43_stream.distributed.ipynb #c48737a7
 def bench_emulated(config:TPPConfig, stages=(.1, .2, .3), n_blocks:int=40)->list:
     "Emulated devices: measured throughput, speed-up over one device, and the simulation beside it."
     rows = []
     for step in stages:
         times = StageTimes.uniform(4, step, .8 * step, .6 * step)
         stretch = dict(stretch=[*times.steps, times.decode, times.sink], record=False, checkpoint_every=0)
-        one = run_tpp(config, name="one", placement="0123D", n_blocks=8, **stretch).schedule
-        five = run_tpp(config, name="five", placement="0|1|2|3|D", n_blocks=n_blocks, **stretch).schedule
+        one = run_tpp(config, name="one", fork=True, placement="0123D", n_blocks=8, **stretch).schedule
+        five = run_tpp(config, name="five", fork=True, placement="0|1|2|3|D", n_blocks=n_blocks, **stretch).schedule
         model = simulate(times, five.placement, n_blocks, sink=config.plan)
         rows.append(dict(step_s=step, fps=round(five.fps, 3), ideal_fps=round(BLOCK_FRAMES / step, 3), share_of_ideal=round(five.fps * step / BLOCK_FRAMES, 4),
                          one_device_fps=round(one.fps, 3), speed_up=round(five.fps / one.fps, 3), speed_up_limit=round(times.total / step, 3),
@@ -823,15 +844,10 @@ def bench_emulated(config:TPPConfig, stages=(.1, .2, .3), n_blocks:int=40)->list
                          first_frame_s=round(five.first_frame_s, 3), first_frame_simulated_s=round(model.first_frame_s, 3)))
     return rows
 
-# %% ../../nbs/43_stream.distributed.ipynb #227b2ac6
+# %% ../../nbs/43_stream.distributed.ipynb #9d19a818
 def leftovers(config:TPPConfig)->list:
-    "Processes of a run that are still there."
-    found, name = [], str(config.folder / "config.json").encode()
-    for p in Path("/proc").glob("[0-9]*"):
-        try: command = (p / "cmdline").read_bytes().split(b"\0")
-        except OSError: continue
-        if name in command: found.append(int(p.name))
-    return found
+    "Processes of the last run that are still there."
+    return [int(s["pid"]) for s in Board(config.folder / "job", config.check().n_ranks).slots if s["pid"] and alive(int(s["pid"]))]
 
 def bench_faults(config:TPPConfig, ranks=range(5), kinds=("kill", "stop", "raise"), n_blocks:int=16, at:int=9, resume:bool=True)->list:
     "Break each rank in each way; how the job ends, and whether it can go on."
@@ -839,20 +855,20 @@ def bench_faults(config:TPPConfig, ranks=range(5), kinds=("kill", "stop", "raise
     for kind in kinds:
         for rank in ranks:
             c, message = replace(config, name="fault", n_blocks=n_blocks, record=True, fault=[rank, at, kind]), ""
-            try: run_tpp(c)
+            try: run_tpp(c, fork=True)
             except TPPError as e: message, ended = str(e), time.time()
             broken = (c.folder / "job" / "fault").stat().st_mtime
             row = dict(fault=kind, rank=rank, seconds_to_end=round(ended - broken, 2), message=message.replace(config.outdir + "/", ""), orphans=len(leftovers(c)),
                        names_rank_and_block=f"rank {rank} " in message and f"block {at}" in message and "\n" not in message, frames_playable=len(read_video(c.video)[0]))
             if resume:
-                run = run_tpp(c, fault=[], resume=True)
+                run = run_tpp(c, fork=True, fault=[], resume=True)
                 kept, frames = run.kept, len(read_video(c.video)[0])
                 row |= dict(resumed_at=run.first, frames_joined=frames, complete=frames == 12 * n_blocks,
                             equal=torch.equal(kept["latents"], judge["latents"][:, :, 3 * run.first:]) and torch.equal(kept["frames"], judge["frames"][12 * run.first:]))
             rows.append(row)
     return rows
 
-# %% ../../nbs/43_stream.distributed.ipynb #cf96a8c3
+# %% ../../nbs/43_stream.distributed.ipynb #008b6c13
 def bench_tpp(json_path=None, quick:bool=False, preset:str="tiny", weights:str="", say=print)->dict:
     "All figures of chapters 42 and 43; prints them, and writes them to `json_path` if given. `quick`: a few of each kind."
     from liveavatar_nb.stream.tpp import plan, reproduce_paper, what_ifs
@@ -872,5 +888,5 @@ def bench_tpp(json_path=None, quick:bool=False, preset:str="tiny", weights:str="
     if json_path: Path(json_path).write_text(json.dumps(result, indent=1) + "\n")
     return result
 
-# %% ../../nbs/43_stream.distributed.ipynb #e79a73fc
+# %% ../../nbs/43_stream.distributed.ipynb #1b09f059
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())
