@@ -6,20 +6,20 @@
 __all__ = ['FRAME', 'NOUNS', 'MOOD_WORDS', 'MANNER_WORDS', 'SAMPLE_FACES', 'SAMPLE_VOICES', 'emphasis', 'speech_motion',
            'talking_motion', 'caption', 'roughen', 'Clip', 'make_clip', 'ClipDataset', 'collate', 'make_samples']
 
-# %% ../../nbs/13_data.clips.ipynb #3db1e804
+# %% ../../nbs/13_data.clips.ipynb #f434c883
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-# %% ../../nbs/13_data.clips.ipynb #8f5a5e3a
+# %% ../../nbs/13_data.clips.ipynb #380db752
 from .audio import SAMPLE_RATE, audio_features, save_wav
 from .speech import VISEME_CHANNELS, Speech, Voice, find_voice, random_speech, speak, visemes, voices
 from .world import (MANNERS, MOODS, MOTION_CHANNELS, MOTION_HIGH, MOTION_LOW, SPECIES, Identity, idle_motion,
                                       random_identity, render, render_portrait, split_seed)
 
-# %% ../../nbs/13_data.clips.ipynb #428edffd
+# %% ../../nbs/13_data.clips.ipynb #482431f1
 FRAME = SAMPLE_RATE // 25          # samples of sound for one video frame
 
 def emphasis(samples: np.ndarray,  # (n,) float32 at 16 kHz
@@ -36,7 +36,7 @@ def emphasis(samples: np.ndarray,  # (n,) float32 at 16 kHz
         out[i] = level
     return out
 
-# %% ../../nbs/13_data.clips.ipynb #59d33baa
+# %% ../../nbs/13_data.clips.ipynb #a4e47bcf
 def speech_motion(samples: np.ndarray, # (n,) sound at 16 kHz
                   phonemes: list,      # its phonemes, as in `Speech`
                   n_frames: int        # video frames
@@ -45,7 +45,7 @@ def speech_motion(samples: np.ndarray, # (n,) sound at 16 kHz
     mouth, stress = visemes(phonemes, n_frames), emphasis(samples, n_frames)
     return dict(zip(VISEME_CHANNELS, mouth.T)) | dict(pitch=-.05 * stress, brow_raise=.12 * stress)
 
-# %% ../../nbs/13_data.clips.ipynb #35812900
+# %% ../../nbs/13_data.clips.ipynb #509323a6
 def talking_motion(speech: Speech, n_frames: int, seed: int, mood: str = "calm", manner: str = "still",
                    start: int = 0 # first frame of the idle motion
                   ) -> np.ndarray: # (n_frames, 15) float32
@@ -55,7 +55,7 @@ def talking_motion(speech: Speech, n_frames: int, seed: int, mood: str = "calm",
         motion[:, MOTION_CHANNELS.index(channel)] += track
     return np.clip(motion, MOTION_LOW, MOTION_HIGH).astype(np.float32)
 
-# %% ../../nbs/13_data.clips.ipynb #c43d443e
+# %% ../../nbs/13_data.clips.ipynb #1d91f3f0
 NOUNS = {"person": ("a person", "a portrait of a person"), "robot": ("a robot", "a talking robot"),
          "cat": ("a cat", "a talking cat"), "fire": ("a fire spirit", "a talking flame")}
 MOOD_WORDS = {"calm": ("calm", "neutral"), "happy": ("happy", "smiling"), "sad": ("sad", "sorrowful"),
@@ -74,7 +74,7 @@ def caption(species: "str | int",  # a name of SPECIES or its index
         if given not in table: raise ValueError(f"unknown {what} {given!r}: use one of {', '.join(table)}")
     return ", ".join((pick(NOUNS[name]), pick(MOOD_WORDS[mood]), pick(MANNER_WORDS[manner])))
 
-# %% ../../nbs/13_data.clips.ipynb #79ddf9f5
+# %% ../../nbs/13_data.clips.ipynb #5d9ecbc6
 def roughen(samples: np.ndarray, # (n,) clean sound
             rng                  # numpy Generator
            ) -> np.ndarray:      # (n,) float32 in [-1, 1]
@@ -92,7 +92,7 @@ def roughen(samples: np.ndarray, # (n,) clean sound
         x += .1 * 10 ** (-rng.uniform(25, 50) / 20) * hiss
     return np.clip(x, -1, 1).astype(np.float32)
 
-# %% ../../nbs/13_data.clips.ipynb #4e1c8e57
+# %% ../../nbs/13_data.clips.ipynb #cf39ee8e
 @dataclass
 class Clip:
     "A talking face with everything that is true about it; T = n_frames."
@@ -110,7 +110,7 @@ class Clip:
     voice: Voice | None = None
     phonemes: list = field(default_factory=list)   # [(start in seconds, symbol)]
 
-# %% ../../nbs/13_data.clips.ipynb #e6b38067
+# %% ../../nbs/13_data.clips.ipynb #11eca263
 def make_clip(
     seed: int,                # 0 or more; the same seed is always the same clip
     split: str = "train",     # "heldout": faces, voices and sentences that training never uses
@@ -135,7 +135,7 @@ def make_clip(
     return Clip(frames, samples, audio_features(samples, n_frames), motion, identity, words, mood, manner, split, seed,
                 speech.text, speech.voice, speech.phonemes)
 
-# %% ../../nbs/13_data.clips.ipynb #5a3a5bab
+# %% ../../nbs/13_data.clips.ipynb #bde35f39
 @dataclass(frozen=True)
 class ClipDataset:
     "`dataset[i]` is the clip with seed `start + i`; endless through `walk`. Any torch DataLoader takes it (with `collate`)."
@@ -162,7 +162,7 @@ class ClipDataset:
             yield self[i % self.length]
             i += workers
 
-# %% ../../nbs/13_data.clips.ipynb #c822ebd0
+# %% ../../nbs/13_data.clips.ipynb #598be810
 def collate(clips: list # Clips of the same size
            ) -> dict:
     "A batch of clips: frames (B, 1+T, H, W, 3) uint8, samples, audio and motion as torch tensors; captions and seeds as lists."
@@ -172,16 +172,16 @@ def collate(clips: list # Clips of the same size
     batch["species"] = torch.tensor([int(c.identity.species) for c in clips])
     return batch | {name: [getattr(c, name) for c in clips] for name in ("caption", "mood", "manner", "seed", "text")}
 
-# %% ../../nbs/13_data.clips.ipynb #11655291
+# %% ../../nbs/13_data.clips.ipynb #19c2d4dd
 SAMPLE_FACES = dict(ada=("person", 23), robo=("robot", 21), tama=("cat", 20), ember=("fire", 6))   # held-out identity number
 SAMPLE_VOICES = dict(
-    hello=("en-ada", "Hello! I was drawn by a small program, and now I can talk to you for as long as you like. Nice to meet you!"),
-    nihao=("zh-xue", "你好！我是一幅会说话的画像。今天天气很好，我们一起聊聊天吧。"),
+    hello=("en-ada", "Hello! I was drawn by a small program, and now I can talk for as long as you like. Nice to meet you!"),
+    nihao=("zh-xue", "你好！我是一幅会说话的画像，我们一起聊聊天吧。"),
     long=("en-max", "Once there was a portrait that could not speak. It looked at people all day, and people looked back. "
           "Then somebody gave it a voice. Its lips moved, its brows went up, and it told a story about the river, the moon, and a very small boat. "
           "When the story was over, nobody wanted to leave. So it smiled, took a breath, and began again."))
 
-# %% ../../nbs/13_data.clips.ipynb #e4721cb1
+# %% ../../nbs/13_data.clips.ipynb #c5537bb5
 def _sample_notes(folder: Path) -> str:
     "The README of the samples: how each was made."
     rows = [f"| {name}.png | `render_portrait(random_identity({split_seed('heldout', i)}, SPECIES.index({species!r})), 256)` |"
@@ -204,7 +204,7 @@ def make_samples(folder) -> list[str]:
     (folder / "README.md").write_text(_sample_notes(folder), encoding="utf-8")
     return sorted([f"{n}.png" for n in SAMPLE_FACES] + [f"{n}.wav" for n in SAMPLE_VOICES] + ["README.md"])
 
-# %% ../../nbs/13_data.clips.ipynb #7fd6c67c
+# %% ../../nbs/13_data.clips.ipynb #937d6176
 #| eval: false
 if __name__ == "__main__" and "__file__" in globals():      # a script, not this notebook
     import argparse

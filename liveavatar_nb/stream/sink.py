@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SINKS', 'ABLATIONS', 'JitteredSink', 'sink_settings', 'without', 'attention_shares']
 
-# %% ../../nbs/41_stream.sink.ipynb #2df821c8
+# %% ../../nbs/41_stream.sink.ipynb #041c6e18
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..model.attention import SelfAttention
 from ..model.rope import rotate
 
-# %% ../../nbs/41_stream.sink.ipynb #fb981790
+# %% ../../nbs/41_stream.sink.ipynb #537fc21a
 @dataclass(frozen=True)
 class JitteredSink:
     "Sink distance of the official sampler, seeded: a function of the frames elapsed, so that every stage and every machine agrees."
@@ -30,7 +30,7 @@ class JitteredSink:
         draw = torch.randint(self.low, self.high + 1, (1,), generator=torch.Generator().manual_seed(mixed)).item()
         return float(max(self.nominal - elapsed, draw))
 
-# %% ../../nbs/41_stream.sink.ipynb #8f09650b
+# %% ../../nbs/41_stream.sink.ipynb #05a7c7a4
 SINKS = {
     "plain":    dict(rolling=False, sink_jitter=None, refresh_at=None),     # neither
     "rolling":  dict(rolling=True,  sink_jitter=None, refresh_at=None),     # without AAS
@@ -44,7 +44,7 @@ def sink_settings(name:str)->dict:
     if name not in SINKS: raise ValueError(f"unknown sink {name!r}: choose one of {', '.join(SINKS)}")
     return dict(SINKS[name])
 
-# %% ../../nbs/41_stream.sink.ipynb #5252c4eb
+# %% ../../nbs/41_stream.sink.ipynb #c08963c8
 ABLATIONS = ("aas", "rolling-rope", "history-corrupt")
 
 def without(config, part:str):
@@ -54,7 +54,7 @@ def without(config, part:str):
     if part == "history-corrupt": return replace(config, policy="clean")
     raise ValueError(f"unknown part {part!r}: choose one of {', '.join(ABLATIONS)}")
 
-# %% ../../nbs/41_stream.sink.ipynb #297fa688
+# %% ../../nbs/41_stream.sink.ipynb #1a7274fd
 @torch.no_grad()
 def attention_shares(
     net,                # a DiT

@@ -6,7 +6,7 @@
 __all__ = ['POLICIES', 'noisy_channels', 'corrupt', 'corrupt_cache', 'MotionLaw', 'Levels', 'ToyStudent', 'ToyScore', 'roll_out',
            'train', 'forcing_loss', 'score_loss', 'regress', 'distil', 'drift', 'experiment', 'main']
 
-# %% ../../nbs/33_train.history.ipynb #9eeb6f74
+# %% ../../nbs/33_train.history.ipynb #a45f1fcc
 import copy, json, math, subprocess, time
 from dataclasses import dataclass
 from datetime import date
@@ -20,7 +20,7 @@ from ..model.flow import add_noise, euler_step, renoise_step, sigmas, velocity, 
 from .dmd import critic_loss, dmd_gradient, dmd_loss, sample_sigma
 from .loop import EMA
 
-# %% ../../nbs/33_train.history.ipynb #9bd4b5c4
+# %% ../../nbs/33_train.history.ipynb #165bdc09
 POLICIES = ("clean", "fixed", "timestep", "channels")
 
 def noisy_channels(x:Tensor,     # latents (B, C, ...), or keys or values (B, N, H, D) with dim=(2, 3)
@@ -37,7 +37,7 @@ def noisy_channels(x:Tensor,     # latents (B, C, ...), or keys or values (B, N,
     noise = draw(x.shape, torch.randn) * x.float().square().mean().sqrt()
     return torch.where(hit & clip, x + noise.to(x.dtype), x)
 
-# %% ../../nbs/33_train.history.ipynb #28672171
+# %% ../../nbs/33_train.history.ipynb #c0c4684f
 def corrupt(x0:Tensor,           # (B, C, ...) a finished block
     policy:str,                  # one of POLICIES
     sigma:float=0.,              # level of the step that will read the history
@@ -54,14 +54,14 @@ def corrupt(x0:Tensor,           # (B, C, ...) a finished block
     if policy == "channels": return noisy_channels(x0, probability, fraction, generator, dim), 0.
     raise ValueError(f"unknown history policy {policy!r}: use one of {', '.join(POLICIES)}")
 
-# %% ../../nbs/33_train.history.ipynb #e1ff5c64
+# %% ../../nbs/33_train.history.ipynb #a18cb55f
 def corrupt_cache(kv:list,       # one LayerKV per layer, of a finished block
     probability:float=.5, fraction:float=.1, generator:torch.Generator|None=None,
 )->list:
     "The `channels` policy on a real cache: noise on a tenth of the channels of all keys and values."
     return [LayerKV(*(noisy_channels(t, probability, fraction, generator, (2, 3)) for t in layer)) for layer in kv]
 
-# %% ../../nbs/33_train.history.ipynb #b79f2b55
+# %% ../../nbs/33_train.history.ipynb #cd89e8db
 @dataclass(frozen=True)
 class MotionLaw:
     "Clips of a swaying head as numbers: x_f = c + y_f, each pair of y a damped rotation kicked by noise. Everything is Gaussian."
@@ -82,10 +82,10 @@ class MotionLaw:
         "(..., dim) to complex (..., pairs)."
         return torch.view_as_complex(y.unflatten(-1, (-1, 2)).contiguous())
 
-# %% ../../nbs/33_train.history.ipynb #f4be56bb
+# %% ../../nbs/33_train.history.ipynb #b4cbb33e
 from fastcore.basics import patch
 
-# %% ../../nbs/33_train.history.ipynb #9dc36c7c
+# %% ../../nbs/33_train.history.ipynb #1153bc3b
 @patch
 def clips(self:MotionLaw, c:Tensor, frames:int, g=None)->Tensor:
     "(n, frames, dim) true clips of people c (n, dim)."
@@ -107,7 +107,7 @@ def stack(self:MotionLaw, x:Tensor, c:Tensor)->Tensor:
     y = self.pairs((x - c[:, None]).double())
     return torch.cat([y.real, y.imag], 1).permute(2, 0, 1)
 
-# %% ../../nbs/33_train.history.ipynb #a516eabc
+# %% ../../nbs/33_train.history.ipynb #b8c3a5ff
 @patch
 def posterior(self:MotionLaw,
     x:Tensor,     # (n, frames, dim) noisy clips
@@ -122,7 +122,7 @@ def posterior(self:MotionLaw,
     re, im = z.chunk(2, -1)
     return torch.stack([re, im], -1).permute(1, 2, 0, 3).flatten(-2).to(x.dtype) + c[:, None]
 
-# %% ../../nbs/33_train.history.ipynb #6ac01889
+# %% ../../nbs/33_train.history.ipynb #87322b89
 @patch
 def divergence(self:MotionLaw, x:Tensor, c:Tensor, window:int=6)->float:
     "KL in nats between a Gaussian fit of all windows of `window` frames and the true law, mean over the pairs."
@@ -143,7 +143,7 @@ def measure(self:MotionLaw, x:Tensor, c:Tensor)->dict:
                 std=(y.abs().square().mean() / (2 * self.spread)).sqrt().item(),
                 seam=(kick[:, seam].mean() / (2 * self.kick)).sqrt().item(), inside=(kick[:, ~seam].mean() / (2 * self.kick)).sqrt().item())
 
-# %% ../../nbs/33_train.history.ipynb #e09fbbc8
+# %% ../../nbs/33_train.history.ipynb #b8c4a9b3
 class Levels(nn.Module):
     "A residual MLP whose layers are scaled by the noise levels of its inputs; starts with output zero."
     def __init__(self, inputs:int, outputs:int, levels:int, width:int=96, layers:int=3):
@@ -161,7 +161,7 @@ class Levels(nn.Module):
             h = h + down(nn.functional.silu(up(h * (1 + a)))) * (1 + b)
         return self.last(h)
 
-# %% ../../nbs/33_train.history.ipynb #2eb1958c
+# %% ../../nbs/33_train.history.ipynb #c996670e
 class ToyStudent(nn.Module):
     "Velocity of one block, given four past blocks and their noise levels. A missing block is zero at level 1."
     def __init__(self, law:MotionLaw, past:int=4, **size):
@@ -180,7 +180,7 @@ class ToyScore(nn.Module):
     def forward(self, x:Tensor, sigma:Tensor, c:Tensor)->Tensor: # (n, frames, dim), (n,), (n, dim)
         return self.net(torch.cat([x.flatten(1), c], -1), sigma[:, None]).reshape(x.shape)
 
-# %% ../../nbs/33_train.history.ipynb #b9e8af2a
+# %% ../../nbs/33_train.history.ipynb #bc61614a
 @torch.no_grad()
 def roll_out(student:ToyStudent, c:Tensor, blocks:int, levels:Tensor, policy:str, g:torch.Generator,
     exit:int|None=None,       # index of the last step, None = all of `levels`
@@ -212,7 +212,7 @@ def roll_out(student:ToyStudent, c:Tensor, blocks:int, levels:Tensor, policy:str
     x = torch.stack(out, 1).unflatten(2, (student.law.block, -1)).flatten(1, 2)
     return (x, [torch.stack(s) for s in zip(*seen)]) if replay else x
 
-# %% ../../nbs/33_train.history.ipynb #82138265
+# %% ../../nbs/33_train.history.ipynb #bf3c41ff
 def train(network:nn.Module, loss_fn, updates:int, lr:float=2e-3, g=None, every:int=250, log=None)->EMA:
     "AdamW with a one-cycle rate; loads the weight average into `network` at the end."
     opt = torch.optim.AdamW(network.parameters(), lr, betas=(.9, .99), weight_decay=0., fused=True)
@@ -240,7 +240,7 @@ def score_loss(score:ToyScore, g, law:MotionLaw, n:int=256, frames:int=21)->Tens
     c = law.people(n, g); x = law.clips(c, frames, g); eps, s = torch.randn(x.shape, generator=g), torch.rand(n, generator=g)
     return (score(add_noise(x, eps, s), s, c) - velocity(x, eps)).square().mean()
 
-# %% ../../nbs/33_train.history.ipynb #4d17894f
+# %% ../../nbs/33_train.history.ipynb #1d688aa9
 def regress(student:ToyStudent, levels:Tensor, clips:int, updates:int, g, batch:int=448)->ToyStudent:
     "A 4-step student by regression on 40-step walks of `student` with clean history (causal ODE initialisation). The honest rival."
     law, steps = student.law, len(levels) - 1
@@ -263,7 +263,7 @@ def regress(student:ToyStudent, levels:Tensor, clips:int, updates:int, g, batch:
     new = copy.deepcopy(student); train(new, loss, updates, 1e-3, g)
     return new
 
-# %% ../../nbs/33_train.history.ipynb #e73163bf
+# %% ../../nbs/33_train.history.ipynb #a0d9a3c6
 def distil(student:ToyStudent, real:ToyScore, policy:str, updates:int, levels:Tensor, seed:int=0, n:int=64,
     lr:float=1e-4, lr_fake:float=2e-4, blocks:int=7, every:int=100, log=None)->ToyStudent:
     "Stage 2 on the toy: roll-out under `policy`, one random exit step, gradient only there; returns the averaged student."
@@ -286,7 +286,7 @@ def distil(student:ToyStudent, real:ToyScore, policy:str, updates:int, levels:Te
     student.load_state_dict(ema.state)
     return student
 
-# %% ../../nbs/33_train.history.ipynb #fdacaa5b
+# %% ../../nbs/33_train.history.ipynb #ec5868d2
 def drift(student:ToyStudent, policy:str, levels:Tensor, starts=(0, 10, 20, 50, 100, 200, 350, 490), chunk:int=10, n:int=512, seed:int=9, **how)->list[dict]:
     "Rolls n streams for as long as `starts` says and measures chunks of 10 blocks."
     g = torch.Generator().manual_seed(seed); law = student.law; c = law.people(n, g)
@@ -294,7 +294,7 @@ def drift(student:ToyStudent, policy:str, levels:Tensor, starts=(0, 10, 20, 50, 
     x = roll_out(student, c, max(keep) + 1, levels, policy, g, keep=keep, **how).unflatten(1, (-1, chunk * law.block))
     return [dict(block=s) | {k: round(v, 3) for k, v in law.measure(x[:, [b for b in sorted(keep)].index(s) // chunk], c).items()} for s in starts]
 
-# %% ../../nbs/33_train.history.ipynb #47a69743
+# %% ../../nbs/33_train.history.ipynb #870ff618
 def experiment(out, updates:int=1000, stage1:int=3000, seeds:int=2, seed:int=0, command:str="", starts=(0, 10, 20, 50, 100, 200, 350, 490), n:int=512, say=print)->dict:
     "The whole laptop experiment; `out` is rewritten after each part, so that a stopped run keeps what it has."
     from liveavatar_nb.train.dmd import record
@@ -320,7 +320,7 @@ def experiment(out, updates:int=1000, stage1:int=3000, seeds:int=2, seed:int=0, 
         if s == 0: curve("regression, no DMD", regress(student, levels, 512, stage1 // 3, g), "clean")
     return figures
 
-# %% ../../nbs/33_train.history.ipynb #af08f3b0
+# %% ../../nbs/33_train.history.ipynb #d934ca6d
 def main():
     "python -m liveavatar_nb.train.history --out results/history_toy.json"
     import argparse
