@@ -6,7 +6,7 @@
 __all__ = ['sample_sigma', 'dmd_gradient', 'dmd_loss', 'critic_loss', 'gaussian_gradient', 'gaussian_optimum', 'Blobs',
            'PointNet', 'PointGame', 'sliced_wasserstein', 'play', 'score_points', 'record', 'main']
 
-# %% ../../nbs/34_train.dmd.ipynb #4e6defb3
+# %% ../../nbs/34_train.dmd.ipynb #2d16f7cc
 import json, math, subprocess, time
 from datetime import date
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..model.flow import add_noise, shift_sigma, velocity
 from .loop import EMA
 
-# %% ../../nbs/34_train.dmd.ipynb #d67a2acd
+# %% ../../nbs/34_train.dmd.ipynb #bc5929f2
 def sample_sigma(n:int,      # how many (one per clip, shared by all its frames)
     shift:float=1.,          # the shift of chapter 20; 5 for 32 000 tokens, 1 to 3 here
     lo:float=.02, hi:float=.98,
@@ -32,7 +32,7 @@ def sample_sigma(n:int,      # how many (one per clip, shared by all its frames)
     if even: u = (torch.arange(n, device=u.device) + u) / n
     return shift_sigma(u, shift).clamp(lo, hi)
 
-# %% ../../nbs/34_train.dmd.ipynb #ae8ae657
+# %% ../../nbs/34_train.dmd.ipynb #e1c272cc
 def dmd_gradient(x:Tensor,   # (B, ...) the student's samples, any shape
     real_x0:Tensor,          # (B, ...) the teacher's guess of x0 at x_sigma, guidance included
     fake_x0:Tensor,          # (B, ...) the fake score's guess at the same x_sigma, no guidance
@@ -51,7 +51,7 @@ def dmd_gradient(x:Tensor,   # (B, ...) the student's samples, any shape
     else: raise ValueError(f"unknown normaliser {normaliser!r}: use batch, sample or None")
     return (fake - real) / scale.clamp_min(floor)
 
-# %% ../../nbs/34_train.dmd.ipynb #7523bcc0
+# %% ../../nbs/34_train.dmd.ipynb #e67c755f
 def dmd_loss(x:Tensor, # (B, ...) the student's samples, with graph
     gradient:Tensor,   # (B, ...) from `dmd_gradient`
 )->Tensor:
@@ -60,7 +60,7 @@ def dmd_loss(x:Tensor, # (B, ...) the student's samples, with graph
     target = (x.detach().to(wide) - gradient.detach())
     return .5 * (x.to(wide) - target).square().mean()
 
-# %% ../../nbs/34_train.dmd.ipynb #a9cbf2cf
+# %% ../../nbs/34_train.dmd.ipynb #54797f17
 def critic_loss(v:Tensor, # (B, ...) velocity that the fake score predicts at x_sigma
     x:Tensor,             # (B, ...) the student's samples; no gradient goes there
     eps:Tensor,           # (B, ...) the noise in x_sigma
@@ -69,7 +69,7 @@ def critic_loss(v:Tensor, # (B, ...) velocity that the fake score predicts at x_
     wide = torch.promote_types(v.dtype, torch.float32)
     return (v.to(wide) - velocity(x.detach().to(wide), eps.to(wide))).square().mean()
 
-# %% ../../nbs/34_train.dmd.ipynb #8793b465
+# %% ../../nbs/34_train.dmd.ipynb #f81e1d0a
 def gaussian_gradient(A, B,   # the student x = A c + B z
     w:float=1.,               # guidance weight, 1 = off
     s0:float=1., tau:float=1.,# sd of x given c, sd of c
@@ -85,7 +85,7 @@ def gaussian_gradient(A, B,   # the student x = A c + B z
     dB = (k * a * B * (P - 1 / (a ** 2 * B ** 2 + s ** 2))).mean()
     return dA.item(), dB.item()
 
-# %% ../../nbs/34_train.dmd.ipynb #fcda2824
+# %% ../../nbs/34_train.dmd.ipynb #84581fa9
 def gaussian_optimum(w:float=1., s0:float=1., tau:float=1., shift:float=1., lo:float=.02, hi:float=.98)->tuple[float, float]:
     "(A, B) where `gaussian_gradient` vanishes: the end point of distillation with guidance w >= 1; (1, s0) for w = 1."
     if w < 1: raise ValueError(f"guidance weight {w}: give 1 (off) or more")
@@ -97,7 +97,7 @@ def gaussian_optimum(w:float=1., s0:float=1., tau:float=1., shift:float=1., lo:f
         a, b = (a, m) if gaussian_gradient(1., m, **law)[1] > 0 else (m, b)
     return at0 / (at0 - at1), (a + b) / 2
 
-# %% ../../nbs/34_train.dmd.ipynb #3d63a5fa
+# %% ../../nbs/34_train.dmd.ipynb #890df0a4
 class Blobs:
     "A mixture of three Gaussians in the plane, two eyes and a mouth, with its exact denoiser."
     mean = torch.tensor([[-.75, .65], [.75, .65], [0, -.7]])
@@ -114,7 +114,7 @@ class Blobs:
         belief = (self.weight.log() - .5 * (var.log() + away.square() / var).sum(-1)).softmax(-1)
         return (belief[..., None] * (self.mean + a * self.sd ** 2 / var * away)).sum(1)
 
-# %% ../../nbs/34_train.dmd.ipynb #59297106
+# %% ../../nbs/34_train.dmd.ipynb #823740b8
 class PointNet(nn.Module):
     "A residual MLP with output zero at the start."
     def __init__(self, inputs:int, outputs:int=2, width:int=64, layers:int=3):
@@ -127,7 +127,7 @@ class PointNet(nn.Module):
         for layer in self.hidden: h = h + layer(nn.functional.silu(h))
         return self.last(nn.functional.silu(h))
 
-# %% ../../nbs/34_train.dmd.ipynb #df3732bd
+# %% ../../nbs/34_train.dmd.ipynb #5a5e7286
 class PointGame:
     "Student and fake score for the face in the plane."
     def __init__(self, width:int=64, seed:int=0):
@@ -144,14 +144,14 @@ class PointGame:
         return self.fix(torch.cat([xs, xs / (sigma ** 2 + .06).sqrt(), *waves], 1))
     def fake_x0(self, xs:Tensor, sigma:Tensor)->Tensor: return self.law.x0(xs, sigma) + self.correction(xs, sigma)
 
-# %% ../../nbs/34_train.dmd.ipynb #c2b1ef94
+# %% ../../nbs/34_train.dmd.ipynb #857c7ac8
 def sliced_wasserstein(a:Tensor, b:Tensor, directions:int=128)->float:
     "Root mean square transport distance of two clouds (n, 2) over evenly spaced directions; 0 only for equal clouds."
     angle = torch.arange(directions) * math.pi / directions
     d = torch.stack([angle.cos(), angle.sin()]).to(a)
     return ((a @ d).sort(0).values - (b @ d).sort(0).values).square().mean().sqrt().item()
 
-# %% ../../nbs/34_train.dmd.ipynb #d88787c1
+# %% ../../nbs/34_train.dmd.ipynb #1b00e711
 def play(game:PointGame, rounds:int, n:int=1024, lr:float=1e-3, lr_fake:float=2e-3, ratio:int=2, seed:int=0,
     broken:str="",            # "", "no fake score", "no normaliser", "no stop-gradient"
     snapshots=(),             # rounds after which to keep 2000 samples
@@ -171,7 +171,7 @@ def play(game:PointGame, rounds:int, n:int=1024, lr:float=1e-3, lr_fake:float=2e
     game.student.load_state_dict(ema.state)
     return {"gap": gap, "samples": kept}
 
-# %% ../../nbs/34_train.dmd.ipynb #c5a29875
+# %% ../../nbs/34_train.dmd.ipynb #d595f4f3
 def _noised(x, g):
     "(x_sigma, sigma) of detached samples."
     sigma = sample_sigma(len(x), generator=g, even=True)
@@ -184,7 +184,7 @@ def _fake_step(game, opt, n, g):
     loss = ((game.fake_x0(xs, sigma) - x) / sigma.clamp_min(.1)).square().mean()  # `critic_loss` in x0 form, its weight capped
     opt.zero_grad(); loss.backward(); opt.step()
 
-# %% ../../nbs/34_train.dmd.ipynb #a2f10f73
+# %% ../../nbs/34_train.dmd.ipynb #bf3c27e8
 def _student_step(game, opt, n, g, broken):
     "One update of the student; returns mean|fake - real|."
     x = game.draw(n, g); xs, sigma = _noised(x, g)
@@ -199,7 +199,7 @@ def _student_step(game, opt, n, g, broken):
     opt.zero_grad(); loss.backward(); opt.step()
     return (fake - real).detach().abs().mean().item()
 
-# %% ../../nbs/34_train.dmd.ipynb #f628dbd6
+# %% ../../nbs/34_train.dmd.ipynb #95a0b68c
 @torch.no_grad()
 def score_points(game:PointGame, n:int=2000, repeats:int=20, seed:int=1)->dict:
     "Sliced Wasserstein distance to the target: of the student, of fresh teacher samples, and their ratio."
@@ -208,7 +208,7 @@ def score_points(game:PointGame, n:int=2000, repeats:int=20, seed:int=1)->dict:
     student, fresh = mean(lambda: game.draw(n, g)), mean(lambda: game.law.sample(n, g))
     return dict(student=round(student, 4), fresh_teacher=round(fresh, 4), ratio=round(student / fresh, 3), points=n)
 
-# %% ../../nbs/34_train.dmd.ipynb #1e2af46c
+# %% ../../nbs/34_train.dmd.ipynb #eec4f32f
 def record(path, figures:dict, command:str, **more):
     "Write results as JSON: figures, command, commit, device, date."
     git = lambda *a: subprocess.run(["git", *a], capture_output=True, text=True).stdout.strip()
@@ -218,7 +218,7 @@ def record(path, figures:dict, command:str, **more):
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(json.dumps(entry, indent=1) + "\n")
 
-# %% ../../nbs/34_train.dmd.ipynb #89554066
+# %% ../../nbs/34_train.dmd.ipynb #634d75d6
 def main():
     "python -m liveavatar_nb.train.dmd --out results/dmd_toy.json"
     import argparse

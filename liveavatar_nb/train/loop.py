@@ -7,7 +7,7 @@ __all__ = ['mix', 'Optim', 'schedule', 'EMA', 'TrainingError', 'checksum', 'writ
            'newest', 'load_ema', 'read_log', 'plot_log', 'stop_signals', 'Learner', 'learner_state', 'load_learner',
            'to_device', 'Ahead', 'Run', 'Trainer', 'fit']
 
-# %% ../../nbs/30_train.loop.ipynb #e25f886a
+# %% ../../nbs/30_train.loop.ipynb #53182cdf
 import json, math, os, signal, threading, time, warnings, zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -24,12 +24,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-# %% ../../nbs/30_train.loop.ipynb #f6de886b
+# %% ../../nbs/30_train.loop.ipynb #bd9cc6f8
 def mix(*numbers:int)->int:
     "One well-mixed 63-bit seed out of several non-negative integers, the same on every machine."
     return int(np.random.SeedSequence([int(n) for n in numbers]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
-# %% ../../nbs/30_train.loop.ipynb #18d94904
+# %% ../../nbs/30_train.loop.ipynb #a090cd41
 @dataclass(frozen=True)
 class Optim:
     "How one network is trained: AdamW, gradient clipping, and the decay of its weight average."
@@ -40,7 +40,7 @@ class Optim:
     clip:float = 1.           # largest gradient length; 0 = no clipping
     ema:float = .999          # per-update decay of the weight average
 
-# %% ../../nbs/30_train.loop.ipynb #f7e6cfa1
+# %% ../../nbs/30_train.loop.ipynb #2e2b221d
 def schedule(progress:float, # 0 at the start, 1 at the end
     warmup:float=.05,        # share of the run that warms up
     shape:str="cosine",      # "cosine", "linear" or "constant"
@@ -54,7 +54,7 @@ def schedule(progress:float, # 0 at the start, 1 at the end
     if shape == "cosine": return .5 + .5 * math.cos(math.pi * q)
     raise ValueError(f"unknown schedule {shape!r}: use cosine, linear or constant")
 
-# %% ../../nbs/30_train.loop.ipynb #7493f2d0
+# %% ../../nbs/30_train.loop.ipynb #c9b2c6da
 class EMA:
     "Running average of a network's floating point state; everything else is copied."
     def __init__(self, network:nn.Module, decay:float=.999):
@@ -69,7 +69,7 @@ class EMA:
         torch._foreach_lerp_([self.state[k] for k in smooth], [new[k].detach() for k in smooth], 1 - d)
         for k in new.keys() - set(smooth): self.state[k].copy_(new[k])
 
-# %% ../../nbs/30_train.loop.ipynb #93b89254
+# %% ../../nbs/30_train.loop.ipynb #2863c317
 class TrainingError(RuntimeError):
     "Training can't go on; the message says what happened and what to do."
 
@@ -82,7 +82,7 @@ def checksum(tensors:dict, state:str="")->int:
         crc = zlib.crc32(t.reshape(-1).view(torch.uint8).numpy().data, crc)
     return crc
 
-# %% ../../nbs/30_train.loop.ipynb #89b05d93
+# %% ../../nbs/30_train.loop.ipynb #11ca762e
 def write_checkpoint(path, tensors:dict, state:dict):
     "Writes tensors and a JSON-able state as one safetensors file, atomically: temporary file, fsync, rename."
     path = Path(path); tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -96,7 +96,7 @@ def write_checkpoint(path, tensors:dict, state:dict):
         tmp.unlink(missing_ok=True)
         raise TrainingError(f"can't write the checkpoint {path.name} ({e}): free some space or choose another --out") from e
 
-# %% ../../nbs/30_train.loop.ipynb #e1a6cab4
+# %% ../../nbs/30_train.loop.ipynb #50a2f3b3
 def read_checkpoint(path)->tuple[dict, dict]:
     "(tensors, state) of a checkpoint file; a damaged file raises a one-line TrainingError."
     path = Path(path)
@@ -110,7 +110,7 @@ def read_checkpoint(path)->tuple[dict, dict]:
     if crc: raise TrainingError(f"checkpoint {path.name} is damaged (checksum differs): delete it or train again")
     return tensors, state
 
-# %% ../../nbs/30_train.loop.ipynb #8a8bf04a
+# %% ../../nbs/30_train.loop.ipynb #5eb811d3
 def checkpoints(out)->list[Path]:
     "Checkpoint files of a run, oldest first."
     return sorted(Path(out).glob("step_*.safetensors"))
@@ -124,7 +124,7 @@ def newest(out)->tuple[dict, dict]|None:
     if found: raise TrainingError(f"all {len(found)} checkpoints are damaged: start again in an empty folder")
     return None
 
-# %% ../../nbs/30_train.loop.ipynb #82a0d797
+# %% ../../nbs/30_train.loop.ipynb #ac32a9cc
 def load_ema(out, network:nn.Module, name:str="net")->int:
     "Loads the averaged weights of a run's newest checkpoint into `network`; returns the number of updates behind them."
     found = newest(out)
@@ -139,7 +139,7 @@ def _load(network, state):
     except RuntimeError as e:
         raise TrainingError("the checkpoint belongs to another network (names or shapes differ): use the same preset or an empty folder") from e
 
-# %% ../../nbs/30_train.loop.ipynb #afdb5076
+# %% ../../nbs/30_train.loop.ipynb #4522c80d
 def read_log(out)->list[dict]:
     "Entries of a run's log.jsonl (`out` is the run's folder or the file); torn lines are skipped."
     path = Path(out); path = path/"log.jsonl" if path.suffix != ".jsonl" else path
@@ -154,7 +154,7 @@ def _rewind_log(out, step):
     path = Path(out)/"log.jsonl"; keep = [e for e in read_log(out) if e["step"] <= step]; tmp = path.with_suffix(".tmp")
     tmp.write_text("".join(json.dumps(e) + "\n" for e in keep)); os.replace(tmp, path)
 
-# %% ../../nbs/30_train.loop.ipynb #cafc314b
+# %% ../../nbs/30_train.loop.ipynb #ad11d762
 def plot_log(out,           # a run's folder, or {label: folder}
     keys=("loss",),         # which entries to draw; keys in the step function's dict work too
     ax=None, log:bool=True, # logarithmic y axis
@@ -172,7 +172,7 @@ def plot_log(out,           # a run's folder, or {label: folder}
     ax.set_xlabel("update"); ax.legend(fontsize=7); ax.grid(alpha=.3)
     return ax
 
-# %% ../../nbs/30_train.loop.ipynb #cfccfb2b
+# %% ../../nbs/30_train.loop.ipynb #1ba877da
 @contextmanager
 def stop_signals():
     "Yields a threading.Event that Ctrl-C or SIGTERM sets; the second Ctrl-C raises KeyboardInterrupt."
@@ -186,7 +186,7 @@ def stop_signals():
     finally:
         for n, h in old.items(): signal.signal(n, h)
 
-# %% ../../nbs/30_train.loop.ipynb #b3efd9ae
+# %% ../../nbs/30_train.loop.ipynb #e90a2ca1
 class Learner:
     "One network with its AdamW optimiser and its weight average."
     def __init__(self, network:nn.Module, optim:Optim):
@@ -207,7 +207,7 @@ class Learner:
         self.opt.zero_grad(set_to_none=True)
         return values[0], values[1]
 
-# %% ../../nbs/30_train.loop.ipynb #46499326
+# %% ../../nbs/30_train.loop.ipynb #e7464f29
 def learner_state(learner:Learner, name:str)->dict[str, Tensor]:
     "All tensors of a learner, with names like net/.., ema/.., adam/.. (references, not copies)."
     tensors = {f"net/{name}/{k}": v for k, v in learner.network.state_dict().items()}
@@ -226,7 +226,7 @@ def load_learner(learner:Learner, name:str, tensors:dict, updates:int):
         key, s = k.rsplit("/", 1); p = learner.named[key]
         learner.opt.state[p][s] = v.to(p.device).clone()
 
-# %% ../../nbs/30_train.loop.ipynb #6b594b0b
+# %% ../../nbs/30_train.loop.ipynb #167150bb
 def to_device(batch, device):
     "Moves every tensor in a nest of dicts, lists, tuples and dataclasses; leaves the rest alone."
     if isinstance(batch, Tensor): return batch.to(device, non_blocking=True)
@@ -235,7 +235,7 @@ def to_device(batch, device):
     if is_dataclass(batch): return replace(batch, **{f.name: to_device(getattr(batch, f.name), device) for f in fields(batch)})
     return batch
 
-# %% ../../nbs/30_train.loop.ipynb #00ea8e8a
+# %% ../../nbs/30_train.loop.ipynb #db290ef5
 class Ahead:
     "Calls the pure function `data(step, seed)` one step ahead in a thread (`ahead=False`: at once)."
     def __init__(self, data:Callable, seed:int, ahead:bool):
@@ -249,7 +249,7 @@ class Ahead:
     def close(self):
         if self.pool: self.pool.shutdown(wait=True, cancel_futures=True)
 
-# %% ../../nbs/30_train.loop.ipynb #2d364420
+# %% ../../nbs/30_train.loop.ipynb #c3176c3e
 @dataclass
 class Run:
     "What `fit` returns: the folder, updates done, seconds of training, and whether the run reached its end."
@@ -258,7 +258,7 @@ class Run:
     seconds: float
     finished: bool
 
-# %% ../../nbs/30_train.loop.ipynb #7e78c330
+# %% ../../nbs/30_train.loop.ipynb #f8b482c9
 class Trainer:
     "State of a run: learners by name, updates done, seconds spent; saves and restores itself."
     def __init__(self, networks, optim, out, seed=0, keep=2, config=None):
@@ -296,7 +296,7 @@ class Trainer:
         finally:
             for name, l in self.learners.items(): l.network.load_state_dict(kept[name])
 
-# %% ../../nbs/30_train.loop.ipynb #d9ea764f
+# %% ../../nbs/30_train.loop.ipynb #f844dba5
 def _losses(result, name):
     "Makes (name, loss, dict) triples out of what a step function returned."
     if isgenerator(result): yield from ((r + ({},))[:3] for r in result); return
@@ -313,7 +313,7 @@ class _Means:
         means = {k: s / n for k, (s, n) in self.sums.items()}; self.sums = {}
         return means
 
-# %% ../../nbs/30_train.loop.ipynb #1839466b
+# %% ../../nbs/30_train.loop.ipynb #add48ec7
 def fit(step_fn:Callable, # (step, batch, rng) -> loss | (loss, dict) | generator of (name, loss, dict)
     networks,             # a module, or {name: module}
     data:Callable,        # (step, seed) -> batch, a pure function
@@ -342,7 +342,7 @@ def fit(step_fn:Callable, # (step, batch, rng) -> loss | (loss, dict) | generato
     return _loop(trainer, step_fn, data, steps, minutes, warmup, shape, autocast, save_minutes, save_every, log_every,
                  validate, validate_every, ahead, progress)
 
-# %% ../../nbs/30_train.loop.ipynb #2ae42ab2
+# %% ../../nbs/30_train.loop.ipynb #66370b70
 def _loop(t:Trainer, step_fn, data, steps, minutes, warmup, shape, autocast, save_minutes, save_every, log_every,
           validate, validate_every, ahead, progress)->Run:
     first = next(iter(t.learners.values())).network
@@ -378,7 +378,7 @@ def _loop(t:Trainer, step_fn, data, steps, minutes, warmup, shape, autocast, sav
         finally: batches.close()
     return Run(t.out, t.step, t.seconds, finished)
 
-# %% ../../nbs/30_train.loop.ipynb #ab9d44d6
+# %% ../../nbs/30_train.loop.ipynb #c74cb065
 def _guarded(step_fn, t:Trainer, batch, rng, device, autocast):
     "Runs the step function under autocast; updates happen outside of it."
     cast = lambda: torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext()
