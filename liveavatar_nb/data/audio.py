@@ -6,7 +6,7 @@
 __all__ = ['SAMPLE_RATE', 'HOP', 'WINDOW', 'MELS', 'FLOOR', 'MIDDLE', 'SCALE', 'FRAME_SAMPLES', 'FEATURES', 'AudioError',
            'load_audio', 'save_wav', 'check_samples', 'LogMelStream', 'log_mel', 'FeatureStream', 'audio_features']
 
-# %% ../../nbs/12_data.audio.ipynb #ea8eeaf4
+# %% ../../nbs/12_data.audio.ipynb #23399875
 import os
 import tempfile
 import wave
@@ -17,7 +17,7 @@ import numpy as np
 import soxr
 from einops import rearrange
 
-# %% ../../nbs/12_data.audio.ipynb #0b42ecd5
+# %% ../../nbs/12_data.audio.ipynb #58a3446e
 SAMPLE_RATE = 16000
 
 class AudioError(ValueError):
@@ -32,7 +32,7 @@ def _check_file(path) -> Path:
     if path.stat().st_size == 0: raise AudioError(f"{path.name!r} is empty: give a file with sound in it")
     return path
 
-# %% ../../nbs/12_data.audio.ipynb #db5bf954
+# %% ../../nbs/12_data.audio.ipynb #86233f9e
 def _mono(frame) -> np.ndarray:
     "One decoded PyAV frame, of any sample format and channel count -> (n,) float32, the mean of its channels."
     x = frame.to_ndarray()                           # planar: (channels, n); packed: (1, n * channels)
@@ -42,7 +42,7 @@ def _mono(frame) -> np.ndarray:
     elif np.issubdtype(x.dtype, np.integer): x = x.astype(np.float64) / -float(np.iinfo(x.dtype).min)
     return x.mean(0, dtype=np.float64).astype(np.float32)
 
-# %% ../../nbs/12_data.audio.ipynb #4ff8ef4c
+# %% ../../nbs/12_data.audio.ipynb #a5df6040
 def _decode(container, stream):
     "Yield (samples, rate) of a sound track; damaged packets are skipped, a cut-off end is simply the end."
     import av
@@ -57,7 +57,7 @@ def _decode(container, stream):
         for frame in frames:
             if frame.samples: yield _mono(frame), frame.sample_rate
 
-# %% ../../nbs/12_data.audio.ipynb #3abb3710
+# %% ../../nbs/12_data.audio.ipynb #593bfe6b
 def _resampled(pieces) -> np.ndarray:
     "Join [(samples, rate)] into one track at 16 kHz; a change of rate on the way is followed."
     out, resampler, now = [], None, None
@@ -72,7 +72,7 @@ def _resampled(pieces) -> np.ndarray:
     joined = np.concatenate(out) if out else np.zeros(0, np.float32)
     return joined if len(joined) or now is None else np.zeros(1, np.float32)     # a single sample at a high rate
 
-# %% ../../nbs/12_data.audio.ipynb #741ec213
+# %% ../../nbs/12_data.audio.ipynb #bc030b8c
 def load_audio(path # a sound or video file of any format, rate and channel count
               ) -> np.ndarray: # (n,) float32, 16 kHz mono, in [-1, 1]
     "Read sound. Cut-off files give what is there. AudioError: missing, empty, not audio, no samples, NaN or infinite values."
@@ -88,7 +88,7 @@ def load_audio(path # a sound or video file of any format, rate and channel coun
     if not np.isfinite(samples).all(): raise AudioError(f"{path.name!r} contains NaN or infinite samples: export it again")
     return samples / max(1., float(np.abs(samples).max()))
 
-# %% ../../nbs/12_data.audio.ipynb #26b75823
+# %% ../../nbs/12_data.audio.ipynb #d77ca37a
 def save_wav(path,                 # where to write
              samples: np.ndarray   # (n,) float in [-1, 1], 16 kHz mono; louder is clipped
             ):
@@ -107,7 +107,7 @@ def save_wav(path,                 # where to write
         if temporary and os.path.exists(temporary): os.remove(temporary)
         raise AudioError(f"can't write {path.name!r}: {e.strerror or e}") from e
 
-# %% ../../nbs/12_data.audio.ipynb #571c9a55
+# %% ../../nbs/12_data.audio.ipynb #fb66277d
 def check_samples(samples) -> np.ndarray:
     "(n,) float32 of finite numbers, or an AudioError."
     samples = np.asarray(samples)
@@ -117,7 +117,7 @@ def check_samples(samples) -> np.ndarray:
     if not np.isfinite(samples).all(): raise AudioError("samples contain NaN or infinite values: clean them first")
     return samples.astype(np.float32, copy=False)
 
-# %% ../../nbs/12_data.audio.ipynb #cd1d1658
+# %% ../../nbs/12_data.audio.ipynb #ae959ed6
 HOP, WINDOW, MELS = 320, 512, 40
 FLOOR, MIDDLE, SCALE = 1e-6, -2.5, 3.5         # log10 units; silence = (log10(FLOOR) - MIDDLE) / SCALE = -1
 
@@ -138,7 +138,7 @@ def _rows(windows: np.ndarray) -> np.ndarray:
         out[i] = (np.log10(mel @ (spectrum.real ** 2 + spectrum.imag ** 2) + FLOOR) - MIDDLE) / SCALE
     return out
 
-# %% ../../nbs/12_data.audio.ipynb #439c0f60
+# %% ../../nbs/12_data.audio.ipynb #5b55657e
 class LogMelStream:
     "Log-mel rows of a sound that arrives in pieces of any size."
     def __init__(self): self._held = np.zeros(WINDOW - HOP, np.float32)
@@ -159,13 +159,13 @@ class LogMelStream:
         self.__init__()
         return rows
 
-# %% ../../nbs/12_data.audio.ipynb #409308ee
+# %% ../../nbs/12_data.audio.ipynb #a0724677
 def log_mel(samples: np.ndarray # (n,) float32 at 16 kHz
            ) -> np.ndarray:     # (n // 320, 40) float32
     "Causal log-mel of a whole sound: row i uses the samples before (i + 1) * 320. Silence is -1, loud speech about 1."
     return LogMelStream().push(samples)
 
-# %% ../../nbs/12_data.audio.ipynb #99ba861d
+# %% ../../nbs/12_data.audio.ipynb #ae08c8ff
 FRAME_SAMPLES = 2 * HOP               # 640 samples of sound for each frame at 25 frames a second
 FEATURES = 2 * MELS
 
@@ -198,7 +198,7 @@ class FeatureStream:
         "Go on where `snapshot` was taken."
         self._mel._held, self._rows = (np.array(state[k], np.float32) for k in ("held", "rows"))
 
-# %% ../../nbs/12_data.audio.ipynb #0ca49d99
+# %% ../../nbs/12_data.audio.ipynb #28f240e2
 def audio_features(samples: np.ndarray,         # (n,) float32 at 16 kHz
                    n_frames: int | None = None  # cut or fill up with silence to so many frames; None = all, the last filled up
                   ) -> np.ndarray:              # (n_frames, 80) float32

@@ -6,7 +6,7 @@
 __all__ = ['LANGUAGES', 'VOICES', 'SILENCE', 'SAMPLE_RATE', 'VOWELS', 'VISEME_CHANNELS', 'VISEMES', 'ANTICIPATION', 'Voice',
            'voices', 'find_voice', 'Speech', 'speak', 'sentences', 'viseme_of', 'letters', 'visemes', 'random_speech']
 
-# %% ../../nbs/11_data.speech.ipynb #51dc7246
+# %% ../../nbs/11_data.speech.ipynb #86f52ccb
 import ctypes
 import hashlib
 import itertools
@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-# %% ../../nbs/11_data.speech.ipynb #15f9fb72
+# %% ../../nbs/11_data.speech.ipynb #52fc0550
 from .world import MOTION_CHANNELS
 
-# %% ../../nbs/11_data.speech.ipynb #2bac664a
+# %% ../../nbs/11_data.speech.ipynb #2659a6d1
 class _Name(ctypes.Union):
     "The last field of an espeak-ng event: for phonemes, up to 8 bytes of UTF-8."
     _fields_ = [("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8)]
@@ -40,7 +40,7 @@ _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 _SYNCHRONOUS, _PHONEME_EVENTS, _IPA, _DO_NOT_EXIT = 2, 1, 2, 0x8000
 _RATE, _PITCH, _UTF8, _PHONEME = 1, 3, 1, 7
 
-# %% ../../nbs/11_data.speech.ipynb #852242c7
+# %% ../../nbs/11_data.speech.ipynb #36c0f2ba
 @lru_cache(maxsize=1)
 def _library() -> tuple[str, bytes]:
     "Path of the espeak-ng library and of its data, from the wheel `espeakng-loader`."
@@ -53,7 +53,7 @@ def _library() -> tuple[str, bytes]:
         data = link
     return str(espeakng_loader.get_library_path()), os.fsencode(data)
 
-# %% ../../nbs/11_data.speech.ipynb #1b9076ed
+# %% ../../nbs/11_data.speech.ipynb #9a043a95
 _ENGINE = {"lock": threading.Lock(), "handle": None, "fork": False}
 
 def _unload():
@@ -67,7 +67,7 @@ def _after_fork():
     _ENGINE["lock"] = threading.Lock()
     _unload()
 
-# %% ../../nbs/11_data.speech.ipynb #be45bf37
+# %% ../../nbs/11_data.speech.ipynb #f93084de
 @contextmanager
 def _engine(seed: int = 7):
     "A freshly loaded espeak-ng, for one utterance; one thread at a time."
@@ -85,7 +85,7 @@ def _engine(seed: int = 7):
             lib.espeak_Terminate()
         finally: _unload()
 
-# %% ../../nbs/11_data.speech.ipynb #5b10d699
+# %% ../../nbs/11_data.speech.ipynb #60e58df9
 LANGUAGES = {"en": "en-us", "zh": "cmn", "es": "es", "de": "de", "fr": "fr", "hi": "hi"}   # ours -> espeak-ng's
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Voice:
     rate: int = 160
     split: str = "train"
 
-# %% ../../nbs/11_data.speech.ipynb #601ce837
+# %% ../../nbs/11_data.speech.ipynb #56587753
 def _voices(split: str, table: str) -> list[Voice]:
     "Lines of `language: name variant pitch rate, ...` -> voices."
     rows = (line.strip().split(": ") for line in table.strip().splitlines())
@@ -121,7 +121,7 @@ VOICES = _voices("train", """
     hi: kiran Nguyen 50 155
 """)
 
-# %% ../../nbs/11_data.speech.ipynb #e695abf5
+# %% ../../nbs/11_data.speech.ipynb #9b8e7eb0
 def voices(language: str | None = None, # a key of LANGUAGES; None = all
            split: str | None = None     # "train", "heldout"; None = both
           ) -> list[Voice]:
@@ -135,7 +135,7 @@ def find_voice(voice: "Voice | str") -> Voice:
         if voice in (v.name, v.language): return v
     raise ValueError(f"unknown voice {voice!r}: use one of {', '.join(v.name for v in VOICES)}")
 
-# %% ../../nbs/11_data.speech.ipynb #c0892c0c
+# %% ../../nbs/11_data.speech.ipynb #29975dbb
 SILENCE = "_"
 SAMPLE_RATE = 16000
 
@@ -150,7 +150,7 @@ class Speech:
     @property
     def seconds(self) -> float: return len(self.samples) / SAMPLE_RATE
 
-# %% ../../nbs/11_data.speech.ipynb #49bee365
+# %% ../../nbs/11_data.speech.ipynb #84c2adcf
 def _synthesize(text: str, voice: Voice) -> tuple[np.ndarray, list, int]:
     "Samples (int16), phoneme events [(sample, symbol)] and the sample rate, straight from espeak-ng."
     pieces, events = [], []
@@ -171,7 +171,7 @@ def _synthesize(text: str, voice: Voice) -> tuple[np.ndarray, list, int]:
         lib.espeak_Synth(spoken, len(spoken) + 1, 0, 1, 0, _UTF8, None, None)
     return np.concatenate(pieces) if pieces else np.zeros(0, np.int16), events, rate
 
-# %% ../../nbs/11_data.speech.ipynb #e58767c7
+# %% ../../nbs/11_data.speech.ipynb #4f9a84a1
 def speak(text: str,             # what to say, in the voice's language
           voice: "Voice | str" = "en" # a Voice, its name, or a language
          ) -> Speech:
@@ -187,7 +187,7 @@ def speak(text: str,             # what to say, in the voice's language
     merged = [p for i, p in enumerate(phonemes) if i == 0 or p[1] != SILENCE or phonemes[i - 1][1] != SILENCE]
     return Speech(samples.astype(np.float32), merged, text, voice)
 
-# %% ../../nbs/11_data.speech.ipynb #454e4345
+# %% ../../nbs/11_data.speech.ipynb #cf51bdaa
 _BANK = {"en": [
     ("{0} {1} {2} {3}.", ["My mother", "Our teacher", "The old baker", "A small robot", "Bob", "The purple cat"],
      ["found", "painted", "brought home", "dropped"], ["five blue boats", "a big apple pie", "the missing map", "some warm bread"],
@@ -199,7 +199,7 @@ _BANK = {"en": [
     ("I {0} that {1} will {2}.", ["believe", "hope", "know"], ["the moon", "your voice", "this little fire", "everyone here"],
      ["shine all through the night", "sound much better tomorrow", "change the whole world"])]}
 
-# %% ../../nbs/11_data.speech.ipynb #55b8a8ac
+# %% ../../nbs/11_data.speech.ipynb #c6878382
 _BANK["zh"] = [
     ("{0}{1}{2}{3}。", ["我妈妈", "老师", "他的朋友", "我和爸爸", "那个女孩"], ["昨天", "今天早上", "每个星期天", "下雨的时候"],
      ["在公园里", "在家", "在学校门口", "在火车站"], ["唱歌", "喝茶", "看书", "吃包子", "画画"]),
@@ -214,7 +214,7 @@ _BANK["es"] = [
     ("Hola, me llamo {0} y me gusta {1}.", ["Beatriz", "Jorge", "Valeria", "Íñigo"],
      ["bailar bajo la lluvia", "hablar con la gente", "caminar por la playa"])]
 
-# %% ../../nbs/11_data.speech.ipynb #2cd3a2bc
+# %% ../../nbs/11_data.speech.ipynb #21d3e404
 _BANK["de"] = [
     ("{0} hat {1} {2} {3}.", ["Meine Mutter", "Der alte Bäcker", "Unsere Lehrerin", "Ein kleiner Roboter", "Jürgen"],
      ["gestern", "heute früh", "am Montag", "vor dem Essen"],
@@ -231,14 +231,14 @@ _BANK["fr"] = [
     ("Bonjour, je m'appelle {0} et j'aime {1}.", ["Juliette", "Benoît", "Agnès", "Guillaume"],
      ["chanter sous la pluie", "parler avec mes amis", "faire du pain"])]
 
-# %% ../../nbs/11_data.speech.ipynb #4015779f
+# %% ../../nbs/11_data.speech.ipynb #be07ec9b
 _BANK["hi"] = [
     ("{0} {1} {2} {3} {4}।", ["मेरी माँ ने", "मेरे दोस्त ने", "उस लड़के ने", "हमारे अध्यापक ने", "छोटी बहन ने"], ["कल", "आज सुबह", "सोमवार को"],
      ["बाज़ार में", "घर पर", "नदी के पास", "स्कूल के बाहर"], ["एक नीला गुब्बारा", "एक पुराना नक्शा", "मीठा फल", "बड़ा डिब्बा"], ["ख़रीदा", "देखा", "छिपाया"]),
     ("कृपया मुझे {0} {1}।", ["थोड़ा पानी", "वह किताब", "यह फूल", "अपना पता"], ["दीजिए", "दिखाइए"]),
     ("नमस्ते, मेरा नाम {0} है और मेरा घर {1} में है।", ["आशा", "मोहन", "प्रिया", "भरत"], ["दिल्ली", "मुंबई", "जयपुर", "भोपाल"])]
 
-# %% ../../nbs/11_data.speech.ipynb #42260c80
+# %% ../../nbs/11_data.speech.ipynb #b9c8b947
 def _held_out(text: str) -> bool: return hashlib.sha256(text.encode()).digest()[0] % 5 == 0
 
 @lru_cache(maxsize=None)
@@ -254,7 +254,7 @@ def sentences(language: str,        # a key of LANGUAGES
     if split not in ("train", "heldout"): raise ValueError(f"unknown split {split!r}: use 'train' or 'heldout'")
     return list(_sentences(language, split))
 
-# %% ../../nbs/11_data.speech.ipynb #5437b2f6
+# %% ../../nbs/11_data.speech.ipynb #de474c79
 VOWELS = ("open", "back", "e", "i", "neutral", "o", "u", "y")
 VISEME_CHANNELS = MOTION_CHANNELS[:5]
 #                letters                targets: open wide round teeth tongue   weights: open wide round teeth tongue
@@ -281,7 +281,7 @@ VISEMES = {
     "breath":   ("hɦʔʡ",                (.40, .40, .10, .25, .05), (.2, .1, .1, .2, .3)),
 }
 
-# %% ../../nbs/11_data.speech.ipynb #40f384c9
+# %% ../../nbs/11_data.speech.ipynb #cd1ac68a
 @lru_cache(maxsize=None)
 def viseme_of(letter: str) -> str:
     "The viseme group of one IPA letter; accents are ignored; unknown: 'neutral' for vowels and foreign scripts, else 't'."
@@ -297,7 +297,7 @@ def letters(symbol: str) -> tuple[str, ...]:
     strong = [c for c in base if c not in "hɦ"] or base[:1]
     return tuple(strong if len(strong) < 3 else (strong[0], strong[-1]))
 
-# %% ../../nbs/11_data.speech.ipynb #887bca5a
+# %% ../../nbs/11_data.speech.ipynb #2d5b08da
 ANTICIPATION = .08           # seconds: nothing that starts later than this can move the mouth
 _REST = ((0.,) * 5, (1.,) * 5)
 
@@ -312,7 +312,7 @@ class _Segment:
     fade: float
     shut: bool = False
 
-# %% ../../nbs/11_data.speech.ipynb #7c8bca97
+# %% ../../nbs/11_data.speech.ipynb #6b007462
 def _segments(phonemes: list) -> list[_Segment]:
     "One or two segments per phoneme; short silences inside words are left out (the neighbours fill them)."
     out = []
@@ -333,7 +333,7 @@ def _segments(phonemes: list) -> list[_Segment]:
                                 .1 if vowel else .035, name == "lips"))
     return out
 
-# %% ../../nbs/11_data.speech.ipynb #9eb1c27b
+# %% ../../nbs/11_data.speech.ipynb #6c93cd89
 def _smooth(x):
     "0 below 0, 1 above 1, smooth between."
     x = np.clip(x, 0, 1)
@@ -361,7 +361,7 @@ def visemes(phonemes: list,   # [(start in seconds, symbol)] as in `Speech.phone
     track[:, 0] *= 1 - shut
     return np.clip(track, 0, 1).astype(np.float32)
 
-# %% ../../nbs/11_data.speech.ipynb #672f3021
+# %% ../../nbs/11_data.speech.ipynb #e3e3146e
 def _join(parts: list, seconds: float) -> tuple[np.ndarray, list]:
     "Lay utterances [(start in seconds, Speech)] on a silent track of `seconds`; phonemes up to 80 ms past the end are kept."
     samples, phonemes = np.zeros(round(seconds * SAMPLE_RATE), np.float32), [(0., SILENCE)]
@@ -372,7 +372,7 @@ def _join(parts: list, seconds: float) -> tuple[np.ndarray, list]:
         phonemes += [(at + start, symbol) for start, symbol in said.phonemes if at + start <= seconds + ANTICIPATION]
     return samples, phonemes
 
-# %% ../../nbs/11_data.speech.ipynb #9f1ab43c
+# %% ../../nbs/11_data.speech.ipynb #1816c74a
 def random_speech(seed: int,            # any whole number; the same seed is always the same speech
                   split: str = "train", # "heldout": voices and sentences that training never uses
                   seconds: float = 4.   # length of the result

@@ -11,7 +11,7 @@ __all__ = ['TINY', 'STATES', 'STARTING', 'WORKING', 'WAITING', 'DONE', 'KINDS', 
            'TPPResult', 'collect', 'run_tpp', 'bench_equality', 'bench_emulated', 'leftovers', 'bench_faults',
            'bench_tpp']
 
-# %% ../../nbs/43_stream.distributed.ipynb #abbf015e
+# %% ../../nbs/43_stream.distributed.ipynb #8721e9ff
 import argparse, hashlib, json, os, shutil, signal, subprocess, sys, tempfile, threading, time
 from collections import Counter, deque
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ from .writer import VideoWriter, check_writable, read_video
 from ..train.latents import AUDIO_HISTORY, audio_window
 from ..train.vae import to_video
 
-# %% ../../nbs/43_stream.distributed.ipynb #86cee964
+# %% ../../nbs/43_stream.distributed.ipynb #dac7afe5
 class TPPError(RuntimeError):
     "A pipeline run ended early; one line that names rank and block."
 
@@ -66,7 +66,7 @@ class TPPConfig:
     job_patience_s: float = 6.      # a job may take ten times the longest one so far, and at least this
     startup_s: float = 120.         # loading, connecting, and the first job
 
-# %% ../../nbs/43_stream.distributed.ipynb #117e90d4
+# %% ../../nbs/43_stream.distributed.ipynb #b1d2f91f
 @patch(as_prop=True)
 def folder(self:TPPConfig)->Path:
     "Where checkpoints and notes lie, beside the film."
@@ -93,7 +93,7 @@ def check(self:TPPConfig)->Placement:
     if wrong: raise ValueError(f"{self.video.name} was begun with another {', '.join(wrong)}: give the same, or start without --resume")
     return place
 
-# %% ../../nbs/43_stream.distributed.ipynb #33bbc026
+# %% ../../nbs/43_stream.distributed.ipynb #e5d5eb2d
 TINY = Preset("tiny", (32, 32), DiTConfig(dim=48, ffn_dim=96, heads=2, layers=2, inject_layers=(0,), cond_dim=16, reference=True), VAEConfig(dim=8, dim_mult=(1, 2, 2)))
 
 def get_preset(name:str)->Preset:
@@ -121,7 +121,7 @@ def load_vae(config:TPPConfig)->VideoVAE:
     "The VAE of a run."
     return _random(lambda: VideoVAE(get_preset(config.preset).vae)) if config.random else load_weights("nano_vae")
 
-# %% ../../nbs/43_stream.distributed.ipynb #ff9ba638
+# %% ../../nbs/43_stream.distributed.ipynb #455e8826
 def sampler_config(config:TPPConfig)->SamplerConfig:
     """The sampler's settings: those on the weights' card, official noise levels if it has none for this number of steps.
     The history is always at each step's own noise level: no other policy can be pipelined."""
@@ -133,7 +133,7 @@ def sampler_config(config:TPPConfig)->SamplerConfig:
     base = dict(levels=tuple(levels or official_sigmas(n).tolist()), window_frames=p.window_frames, block_frames=p.block_frames, sink_distance=p.dit.sink_distance)
     return SamplerConfig(**base | kept, refresh_at=config.refresh_at or None, seed=config.seed)
 
-# %% ../../nbs/43_stream.distributed.ipynb #90f14966
+# %% ../../nbs/43_stream.distributed.ipynb #d44a12d2
 class Sound:
     "The sound of a run in blocks: features with their history, and samples for the film."
     def __init__(self, config:TPPConfig):
@@ -147,7 +147,7 @@ class Sound:
         "Samples of block `b`; the last block ends where the sound ends."
         return self.samples[b * BLOCK_FRAMES * 640:(b + 1) * BLOCK_FRAMES * 640]
 
-# %% ../../nbs/43_stream.distributed.ipynb #8f161a78
+# %% ../../nbs/43_stream.distributed.ipynb #4e0ad816
 def portrait_video(config:TPPConfig)->torch.Tensor:
     "The portrait as a film of one frame, (1, 3, 1, H, W) in [-1, 1]."
     return to_video(load_portrait(config.image, get_preset(config.preset).size[0])[None])
@@ -156,7 +156,7 @@ def to_frames(video:torch.Tensor)->np.ndarray:
     "(1, 3, T, H, W) about [-1, 1] to (T, H, W, 3) uint8."
     return ((video[0].permute(1, 2, 3, 0).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
 
-# %% ../../nbs/43_stream.distributed.ipynb #420355d6
+# %% ../../nbs/43_stream.distributed.ipynb #4ec2ad70
 @torch.no_grad()
 def one_process(config:TPPConfig)->dict:
     "The same film in this process: {latents (1, 16, F, h, w), frames (n, H, W, 3)}."
@@ -170,7 +170,7 @@ def one_process(config:TPPConfig)->dict:
         frames.append(to_frames(video))
     return dict(latents=torch.cat(latents, 2), frames=torch.from_numpy(np.concatenate(frames)))
 
-# %% ../../nbs/43_stream.distributed.ipynb #0e6c5c17
+# %% ../../nbs/43_stream.distributed.ipynb #d4478ff0
 class PeerLost(RuntimeError):
     "A neighbour is gone; somebody else knows why."
 
@@ -190,7 +190,7 @@ class Outbox:
     def flush(self):
         while self.flying: self._finish()
 
-# %% ../../nbs/43_stream.distributed.ipynb #4f2a0f8f
+# %% ../../nbs/43_stream.distributed.ipynb #e920cb83
 class Inbox:
     "Non-blocking receives from one rank: the next message has a buffer waiting before it is asked for."
     def __init__(self, src:int, shape:tuple, dtype=torch.float32, total:int=1, device="cpu", group=None):
@@ -209,7 +209,7 @@ class Inbox:
         self._post()
         return buffer.to(self.device)
 
-# %% ../../nbs/43_stream.distributed.ipynb #3dbfe1f0
+# %% ../../nbs/43_stream.distributed.ipynb #6c7aac5c
 STATES = STARTING, WORKING, WAITING, DONE = range(4)
 _SLOT = np.dtype([(k, "f8") for k in ("beat", "since", "longest")] + [(k, "i8") for k in ("pid", "state", "block", "step", "written")])
 
@@ -235,7 +235,7 @@ class Board:
         except FileExistsError: return False
         finally: draft.unlink()
 
-# %% ../../nbs/43_stream.distributed.ipynb #67ee5d7f
+# %% ../../nbs/43_stream.distributed.ipynb #1cea6b4e
 def alive(pid:int)->bool:
     "Is this process there and not a zombie?"
     try: return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
@@ -258,7 +258,7 @@ def find_fault(board:Board, config:TPPConfig, now:float, began:float, me:int=-1)
         elif s["state"] == WORKING and busy > limit: return rank, f"hangs ({busy:.1f} s in one job)"
     return None
 
-# %% ../../nbs/43_stream.distributed.ipynb #e748cdc8
+# %% ../../nbs/43_stream.distributed.ipynb #e54fdc7d
 class Watch(threading.Thread):
     "A thread in each rank: gives signs of life, watches the others, ends the process when there is a verdict."
     def __init__(self, board:Board, config:TPPConfig, rank:int=-1):
@@ -291,7 +291,7 @@ class Watch(threading.Thread):
         sys.stderr.flush(); sys.stdout.flush()
         os._exit(1)
 
-# %% ../../nbs/43_stream.distributed.ipynb #35f9b690
+# %% ../../nbs/43_stream.distributed.ipynb #7834bcfc
 @patch
 def accuse(self:Watch, rank:int, why:str, hint:bool=True):
     "Say once, in one line, which rank failed at which block, and end it if it still lives."
@@ -306,7 +306,7 @@ def accuse(self:Watch, rank:int, why:str, hint:bool=True):
     pid = int(s["pid"])
     if pid and pid != os.getpid() and alive(pid): os.kill(pid, signal.SIGKILL)
 
-# %% ../../nbs/43_stream.distributed.ipynb #d24227d3
+# %% ../../nbs/43_stream.distributed.ipynb #c5503b10
 class Engine:
     "One rank: connects, loads only what it needs, works through its list of jobs."
     def __init__(self, config:TPPConfig, rank:int, watch:Watch):
@@ -340,7 +340,7 @@ def inject(kind:str, folder:Path):
         while True: time.sleep(1)
     if kind == "raise": raise RuntimeError("injected fault")
 
-# %% ../../nbs/43_stream.distributed.ipynb #530650a0
+# %% ../../nbs/43_stream.distributed.ipynb #59cfff83
 @patch
 def setup(self:Engine):
     "Load, connect the wires, agree on the portrait's latent and on the clock."
@@ -379,7 +379,7 @@ def connected(call):
     try: return call()
     except RuntimeError as e: raise PeerLost(str(e)) from None
 
-# %% ../../nbs/43_stream.distributed.ipynb #4278f95d
+# %% ../../nbs/43_stream.distributed.ipynb #a82312eb
 @patch
 def step(self:Engine, job):
     "One denoising step of one block; the latent comes from the neighbour, or from noise, and goes on."
@@ -422,7 +422,7 @@ def decode(self:Engine, job):
         self.write(job.block, frames, x)
     self.checkpoint(job.block, {"decode": {f"state{i}": t for i, t in enumerate(self.state)}} if self.due(job.block) else {})
 
-# %% ../../nbs/43_stream.distributed.ipynb #6fa79ca4
+# %% ../../nbs/43_stream.distributed.ipynb #2e189409
 @patch
 def prefill(self:Engine, job):
     "Keys and values of the sink; shared with the other denoising ranks if the plan says so."
@@ -452,7 +452,7 @@ def put_sink(self:Engine, kv, offsets, latent):
         shapes = [(tuple(t.shape), t.dtype) for t in (pack(kv, offsets, latent).values() if self.config.share else [latent])]
         self.coming = self.expect("sink kv" if self.config.share else "sink latent", True, shapes)
 
-# %% ../../nbs/43_stream.distributed.ipynb #acfa1826
+# %% ../../nbs/43_stream.distributed.ipynb #c4ed7ed0
 def pack(kv, offsets, latent)->dict:
     "A sink as three tensors."
     return dict(kv=torch.stack([torch.stack([a.k, a.v]) for a in kv]), offsets=offsets.cpu(), latent=latent)
@@ -461,7 +461,7 @@ def unpack(sink:dict, device)->tuple:
     "Three tensors as a sink; each layer gets memory of its own."
     return [LayerKV(a[0].clone(), a[1].clone()) for a in sink["kv"].to(device)], sink["offsets"].clone(), sink["latent"].to(device)
 
-# %% ../../nbs/43_stream.distributed.ipynb #02a197e2
+# %% ../../nbs/43_stream.distributed.ipynb #ca64fa4e
 KINDS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 @patch
@@ -486,7 +486,7 @@ def expect(self:Engine, what:str, last:bool, shapes=None):
         return dict(zip(names, [b.take() for b in boxes]))
     return wait
 
-# %% ../../nbs/43_stream.distributed.ipynb #3e38b011
+# %% ../../nbs/43_stream.distributed.ipynb #35917694
 def save_tensors(path:Path, tensors:dict):
     "Write a safetensors file under another name, then rename it: it is there whole or not at all."
     from safetensors.torch import save_file
@@ -521,7 +521,7 @@ def restore_point(config:TPPConfig, placement:Placement)->int:
     common = set.intersection(*(saved(part) for part in ["decode"] + [f"step{k}" for k in range(placement.n_steps)]))
     return max(common, default=-1) + 1
 
-# %% ../../nbs/43_stream.distributed.ipynb #f7bd343d
+# %% ../../nbs/43_stream.distributed.ipynb #8b34f213
 @patch
 def restore(self:Engine):
     "Every stage as it was after block `first - 1`."
@@ -557,7 +557,7 @@ def prepare(config:TPPConfig):
     config.folder.mkdir(parents=True, exist_ok=True)
     (config.folder / "run.json").write_text(json.dumps(fingerprint(config)))
 
-# %% ../../nbs/43_stream.distributed.ipynb #fcbd5efc
+# %% ../../nbs/43_stream.distributed.ipynb #64069082
 def fragment_ends(path:Path)->list:
     "Where each fragment of a fragmented mp4 ends, in bytes; a half written one at the end is left out."
     ends, position, size = [], 0, Path(path).stat().st_size
@@ -579,7 +579,7 @@ def count_packets(path:Path)->tuple:
             if packet.size: counts[packet.stream.type] += 1
     return counts["video"], counts["audio"]
 
-# %% ../../nbs/43_stream.distributed.ipynb #0950ee5d
+# %% ../../nbs/43_stream.distributed.ipynb #3911eedc
 def reopen_video(path:Path, size, n_blocks:int, wave)->VideoWriter:
     """Go on writing a film after its first `n_blocks` blocks: what lies behind them is cut off. `wave(block)` gives a
     block's samples; the sound encoder is run in on the last two of them, so that it joins without a click."""
@@ -601,7 +601,7 @@ def reopen_video(path:Path, size, n_blocks:int, wave)->VideoWriter:
     writer.file = open(path, "r+b", buffering=0)
     return writer
 
-# %% ../../nbs/43_stream.distributed.ipynb #09cba8a9
+# %% ../../nbs/43_stream.distributed.ipynb #fd42bb3c
 @patch
 def open_video(self:Engine):
     "Warm the decoder with the portrait; open the film, or go on with it."
@@ -636,7 +636,7 @@ def close(self:Engine):
     (self.config.folder / "run.json").write_text(json.dumps(run_note(self.config) | dict(done=True)))
     for f in self.config.folder.glob("*-*.safetensors"): f.unlink()
 
-# %% ../../nbs/43_stream.distributed.ipynb #7faa7e38
+# %% ../../nbs/43_stream.distributed.ipynb #5dbe78f6
 @torch.no_grad()
 def run_rank(config:TPPConfig, rank:int, board:Board, init:str)->int:
     "The life of one rank; returns its exit code."
@@ -665,7 +665,7 @@ def run_rank(config:TPPConfig, rank:int, board:Board, init:str)->int:
     finally: watch.over.set()
     return 1
 
-# %% ../../nbs/43_stream.distributed.ipynb #12b36890
+# %% ../../nbs/43_stream.distributed.ipynb #10d8f17a
 def launch(config:TPPConfig)->int:
     "Fork one process per rank, watch over them, return the exit code. No process outlives this function."
     place = Placement.parse(config.placement)
@@ -700,7 +700,7 @@ def launch(config:TPPConfig)->int:
             for r in pids.keys() - codes.keys(): os.kill(pids[r], signal.SIGKILL)
     return max(abs(code) for code in codes.values()) and 1
 
-# %% ../../nbs/43_stream.distributed.ipynb #15c43ee0
+# %% ../../nbs/43_stream.distributed.ipynb #f7ba6712
 def read_arguments(argv=None)->TPPConfig:
     "Settings from the command line, over those of a `--config` file; under torchrun the placement fits the number of processes."
     parser = argparse.ArgumentParser(prog="liveavatar_nb.stream.distributed", description="Stream a talking video through a pipeline of processes.")
@@ -738,7 +738,7 @@ def main(argv=None)->int:
                   os.environ | {n: str(config.threads) for n in names})
     return launch(config)
 
-# %% ../../nbs/43_stream.distributed.ipynb #c96f248b
+# %% ../../nbs/43_stream.distributed.ipynb #2196fa6f
 @dataclass
 class TPPResult:
     "A finished run."
@@ -804,7 +804,7 @@ def _start(config, err, fork)->int:
         os.waitpid(pid, 0)
         raise
 
-# %% ../../nbs/43_stream.distributed.ipynb #b638e67a
+# %% ../../nbs/43_stream.distributed.ipynb #da3826d8
 def _sample_inputs(folder:Path)->dict:
     "A voice and a portrait for benchmarks: 30 s of a gliding tone, a random picture."
     import soundfile
@@ -828,7 +828,7 @@ def bench_equality(config:TPPConfig, n_blocks:int=52, choices=("0123D", "01|23D"
                 latent_bytes=latent, bytes_per_block_and_hop=hops, only_the_latent=set(hops.values()) == {latent},
                 sink_bytes_once=sum(n for (what, *_), n in run.bytes.items() if what == "sink kv"), parameters_per_rank=run.parameters)
 
-# %% ../../nbs/43_stream.distributed.ipynb #c48737a7
+# %% ../../nbs/43_stream.distributed.ipynb #e4a641f4
 def bench_emulated(config:TPPConfig, stages=(.1, .2, .3), n_blocks:int=40)->list:
     "Emulated devices: measured throughput, speed-up over one device, and the simulation beside it."
     rows = []
@@ -844,7 +844,7 @@ def bench_emulated(config:TPPConfig, stages=(.1, .2, .3), n_blocks:int=40)->list
                          first_frame_s=round(five.first_frame_s, 3), first_frame_simulated_s=round(model.first_frame_s, 3)))
     return rows
 
-# %% ../../nbs/43_stream.distributed.ipynb #9d19a818
+# %% ../../nbs/43_stream.distributed.ipynb #dc91d2a1
 def leftovers(config:TPPConfig)->list:
     "Processes of the last run that are still there."
     return [int(s["pid"]) for s in Board(config.folder / "job", config.check().n_ranks).slots if s["pid"] and alive(int(s["pid"]))]
@@ -868,7 +868,7 @@ def bench_faults(config:TPPConfig, ranks=range(5), kinds=("kill", "stop", "raise
             rows.append(row)
     return rows
 
-# %% ../../nbs/43_stream.distributed.ipynb #008b6c13
+# %% ../../nbs/43_stream.distributed.ipynb #8fa62dfa
 def bench_tpp(json_path=None, quick:bool=False, preset:str="tiny", weights:str="", say=print)->dict:
     "All figures of chapters 42 and 43; prints them, and writes them to `json_path` if given. `quick`: a few of each kind."
     from liveavatar_nb.stream.tpp import plan, reproduce_paper, what_ifs
@@ -888,5 +888,5 @@ def bench_tpp(json_path=None, quick:bool=False, preset:str="tiny", weights:str="
     if json_path: Path(json_path).write_text(json.dumps(result, indent=1) + "\n")
     return result
 
-# %% ../../nbs/43_stream.distributed.ipynb #1b09f059
+# %% ../../nbs/43_stream.distributed.ipynb #7f873f6d
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())

@@ -9,7 +9,7 @@ __all__ = ['BLOCK_FRAMES', 'FPS', 'BLOCK_SECONDS', 'PAPER', 'WAN', 'DEVICES', 'P
            'device_gb', 'Device', 'parse_devices', 'step_seconds', 'decode_seconds', 'PlanError', 'Plan', 'get_arch',
            'plan', 'plan_command']
 
-# %% ../../nbs/42_stream.tpp.ipynb #102375a8
+# %% ../../nbs/42_stream.tpp.ipynb #2ee3767a
 import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,7 @@ from typing import NamedTuple
 import simpy
 from fastcore.basics import patch
 
-# %% ../../nbs/42_stream.tpp.ipynb #3ad30264
+# %% ../../nbs/42_stream.tpp.ipynb #bb30351b
 BLOCK_FRAMES, FPS = 12, 25               # video frames per block; frames per second of the film
 BLOCK_SECONDS = BLOCK_FRAMES / FPS       # 0.48 s of film, and of audio, per block
 
@@ -47,7 +47,7 @@ class StageTimes:
         "`n_steps` equal steps."
         return cls((step,) * n_steps, decode, sink)
 
-# %% ../../nbs/42_stream.tpp.ipynb #b32690d5
+# %% ../../nbs/42_stream.tpp.ipynb #d335fd81
 @dataclass(frozen=True)
 class Link:
     "The wire between two neighbouring devices."
@@ -57,7 +57,7 @@ class Link:
         "How long a message of `n_bytes` is on its way."
         return self.latency + n_bytes / self.bandwidth
 
-# %% ../../nbs/42_stream.tpp.ipynb #65940c44
+# %% ../../nbs/42_stream.tpp.ipynb #370d55f3
 @dataclass(frozen=True)
 class Placement:
     "Which rank runs which denoising steps, and which rank decodes."
@@ -79,7 +79,7 @@ class Placement:
         return cls(tuple(tuple(int(s) for s in r if s != "D") for r in ranks), len(ranks) - 1)
     def __str__(self): return "|".join("".join(map(str, s)) + "D" * (r == self.decode) for r, s in enumerate(self.stages))
 
-# %% ../../nbs/42_stream.tpp.ipynb #146e56d5
+# %% ../../nbs/42_stream.tpp.ipynb #1d7d3bd0
 @patch(as_prop=True)
 def n_ranks(self:Placement)->int: return len(self.stages)
 @patch(as_prop=True)
@@ -98,7 +98,7 @@ def work(self:Placement, times:StageTimes, speeds=None)->list:
     seconds = [sum(times.steps[s] for s in steps) + times.decode * (r == self.decode) for r, steps in enumerate(self.stages)]
     return [s / v for s, v in zip(seconds, speeds or [1.] * self.n_ranks)]
 
-# %% ../../nbs/42_stream.tpp.ipynb #f8968a24
+# %% ../../nbs/42_stream.tpp.ipynb #cc4d8f1d
 def placements(n_steps:int, # denoising steps
     n_ranks:int             # devices, all used
 )->list:
@@ -118,7 +118,7 @@ def spread(cls:Placement, n_ranks:int, n_steps:int=4, decode:float=.5):
     if not found: raise ValueError(f"{n_steps} steps and a decode can't fill {n_ranks} ranks: use 1 to {n_steps + 1}")
     return min(found, key=lambda p: max(p.work(times)))
 
-# %% ../../nbs/42_stream.tpp.ipynb #82dfc120
+# %% ../../nbs/42_stream.tpp.ipynb #2ebdd44d
 @dataclass(frozen=True)
 class SinkPlan:
     "When the sink is exchanged, and who computes it."
@@ -131,7 +131,7 @@ class SinkPlan:
         if self.at is not None and not 0 <= self.after < self.at:
             raise ValueError(f"sink exchange at block {self.at} after block {self.after}: the new sink must exist first, give after < at")
 
-# %% ../../nbs/42_stream.tpp.ipynb #58940c22
+# %% ../../nbs/42_stream.tpp.ipynb #f2856866
 class Job(NamedTuple):
     "One entry of a rank's list."
     kind: str       # "prefill" the sink, "install" one that another rank computed, "step", "decode"
@@ -149,7 +149,7 @@ def jobs(placement:Placement, rank:int, n_blocks:int|None=None, sink:SinkPlan=Si
         if rank == placement.decode: yield Job("decode", block)
         if sink.share and sink.at is not None and block == sink.after and rank == last: yield Job("prefill", block)
 
-# %% ../../nbs/42_stream.tpp.ipynb #78e62fdb
+# %% ../../nbs/42_stream.tpp.ipynb #d91abc80
 class Row(NamedTuple):
     "One bar of the timeline."
     device: int     # rank; for a transfer, the sender
@@ -181,7 +181,7 @@ class Schedule:
         starts = {r.block: r.start for r in self.rows if r.kind == "step" and r.step == 0}
         return [starts[b] for b in range(self.n_blocks)]
 
-# %% ../../nbs/42_stream.tpp.ipynb #9e2871bb
+# %% ../../nbs/42_stream.tpp.ipynb #9cc5ce07
 @patch(as_prop=True)
 def makespan(self:Schedule)->float:
     "Seconds from start to the last frame."
@@ -202,7 +202,7 @@ def first_frame_s(self:Schedule)->float:
     "Seconds from a cold start (or the first audio sample) to the first frames."
     return self.finish[0]
 
-# %% ../../nbs/42_stream.tpp.ipynb #80b55b3b
+# %% ../../nbs/42_stream.tpp.ipynb #28540c4d
 @patch(as_prop=True)
 def latency_s(self:Schedule)->list:
     "Per block: seconds from its audio (or, if that is known beforehand, its first step) to its frames."
@@ -227,7 +227,7 @@ def __str__(self:Schedule):
     return (f"{self.placement}: {self.fps:.2f} frames/s, first frame {self.first_frame_s:.2f} s, TTFF {self.ttff_s:.2f} s, "
             f"latency {median(self.latency_s):.2f} s, idle {idle}")
 
-# %% ../../nbs/42_stream.tpp.ipynb #f68f0194
+# %% ../../nbs/42_stream.tpp.ipynb #0d7e2050
 class _Hop:
     "Wire from rank `src` to `src + 1` with a number of buffers."
     def __init__(self, run, src:int):
@@ -250,7 +250,7 @@ class _Hop:
         if self.run.buffers: yield self.credits.put(1)
         return block
 
-# %% ../../nbs/42_stream.tpp.ipynb #1650f385
+# %% ../../nbs/42_stream.tpp.ipynb #2748d9f0
 class _Run:
     "All processes of one simulation."
     def __init__(self, times, placement, n_blocks, link, buffers, speeds, sink, live, latent_bytes):
@@ -271,7 +271,7 @@ class _Run:
         for job in jobs(self.placement, r, self.n_blocks, self.sink):
             yield from getattr(self, job.kind)(r, job)
 
-# %% ../../nbs/42_stream.tpp.ipynb #c3aecc18
+# %% ../../nbs/42_stream.tpp.ipynb #b1f1f65e
 @patch
 def step(self:_Run, r, job):
     mine = self.placement.stages[r]
@@ -287,7 +287,7 @@ def decode(self:_Run, r, job):
     if not self.placement.stages[r]: yield from self.hops[r - 1].receive()
     yield from self.spend(r, "decode", job.block, -1, self.times.decode / self.speeds[r])
 
-# %% ../../nbs/42_stream.tpp.ipynb #8ad796db
+# %% ../../nbs/42_stream.tpp.ipynb #4d21d21e
 @patch
 def tell(self:_Run, src, block, n_bytes, what):
     "Send a new sink from `src` to all denoising ranks, beside the running work."
@@ -308,7 +308,7 @@ def prefill(self:_Run, r, job):
 def install(self:_Run, r, job):
     yield self.news[r, job.block]
 
-# %% ../../nbs/42_stream.tpp.ipynb #57d20fb8
+# %% ../../nbs/42_stream.tpp.ipynb #96cdcfd8
 def simulate(times:StageTimes,      # work per stage
     placement:Placement|None=None,  # default: one step per device and one device for the decode
     n_blocks:int=32,                # blocks of film
@@ -330,7 +330,7 @@ def simulate(times:StageTimes,      # work per stage
     run.env.run()
     return Schedule(placement, run.rows, n_blocks, run.ready, run.bytes)
 
-# %% ../../nbs/42_stream.tpp.ipynb #63d51c69
+# %% ../../nbs/42_stream.tpp.ipynb #67ab32b0
 def gantt(schedule:Schedule, # simulated or measured
     until:float|None=None,   # right edge in seconds
     ax=None,                 # matplotlib axes; a new figure if None
@@ -355,7 +355,7 @@ def gantt(schedule:Schedule, # simulated or measured
     ax.set_yticklabels(names, fontsize=7); ax.tick_params(axis="x", labelsize=7); ax.set_title(title, fontsize=8)
     return ax
 
-# %% ../../nbs/42_stream.tpp.ipynb #7893aa85
+# %% ../../nbs/42_stream.tpp.ipynb #6acf6302
 @dataclass(frozen=True)
 class ClosedForm:
     "What the formulas say: frames per second, seconds, and shares."
@@ -380,7 +380,7 @@ def closed_form(times:StageTimes, placement:Placement, n_blocks:int=32, link:Lin
     idle = tuple(1 - (n_blocks * w + (times.sink / speeds[r] if placement.stages[r] else 0)) / makespan for r, w in enumerate(work))
     return ClosedForm(BLOCK_FRAMES / slot, makespan, prefill + sum(work) + t * (len(work) - 1), latency, idle)
 
-# %% ../../nbs/42_stream.tpp.ipynb #e4828275
+# %% ../../nbs/42_stream.tpp.ipynb #01747584
 PAPER = {  # name: (FPS, TTFF in s, StageTimes arguments, placement); Live Avatar, arXiv 2512.04677v5, tables 3 and 5, App. E
     "TPP, decode shared, 4 H800":       (10.16, 4.73, (4, .575, .575), "0|1|2|3D"),
     "TPP + VAE device, 5 H800":         (20.88, 2.89, (4, .575, .575), "0|1|2|3|D"),
@@ -400,7 +400,7 @@ def reproduce_paper(n_blocks:int=875)->list:
                          ttff_s=ttff, ttff_simulated=round(run.ttff_s, 3), ttff_error=round(run.ttff_s / ttff - 1, 4)))
     return rows
 
-# %% ../../nbs/42_stream.tpp.ipynb #5ef76ca4
+# %% ../../nbs/42_stream.tpp.ipynb #476cdf37
 def what_ifs(times:StageTimes=StageTimes.uniform(4, .2655, .137, .151), n_blocks:int=64)->list:
     "Answers to common questions; dicts with the question, the placement, FPS, live latency and idle share."
     slow_vae = replace(times, decode=3 * times.decode)
@@ -419,7 +419,7 @@ def what_ifs(times:StageTimes=StageTimes.uniform(4, .2655, .137, .151), n_blocks
         rows.append(dict(question=name, placement=str(p), fps=round(run.fps, 2), latency_s=round(sum(p.work(t, speeds)), 3), idle=round(sum(run.idle) / p.n_ranks, 3)))
     return rows
 
-# %% ../../nbs/42_stream.tpp.ipynb #4db1d9b8
+# %% ../../nbs/42_stream.tpp.ipynb #0bf7681b
 @dataclass(frozen=True)
 class Arch:
     "The numbers of a network that decide its cost."
@@ -440,7 +440,7 @@ class Arch:
 
 WAN = Arch("wan-s2v-14b", 5120, 13824, 40, 12, 512, 16_295_755_609, 15.94e9, 127e6, 8.45, 720, 400, framepack=True)
 
-# %% ../../nbs/42_stream.tpp.ipynb #30aec814
+# %% ../../nbs/42_stream.tpp.ipynb #5eff2497
 @dataclass(frozen=True)
 class Cost:
     "What one block costs at one frame size: operations in TFLOP (1e12), bytes."
@@ -470,7 +470,7 @@ def model_cost(arch:Arch, width:int|None=None, height:int|None=None)->Cost:
     return Cost(linear / 1e12, attention / 1e12, prefill / 1e12, arch.decode_mflop * BLOCK_FRAMES * 64 * w * h / 1e6,
                 arch.window_frames * frame * 4 * d * L, sink * 4 * d * L, 16 * 3 * w * h * 2, n)
 
-# %% ../../nbs/42_stream.tpp.ipynb #e5510cbd
+# %% ../../nbs/42_stream.tpp.ipynb #b8799a85
 def device_gb(arch:Arch, cost:Cost, precision:str, n_steps:int, decodes:bool, first:bool=False)->float:
     """Gigabytes (1e9) on one device: weights, windows, sink (twice, for the exchange), audio encoder on the first, and
     working memory: an estimate of 1.5 for the runtime, and 2.5 (network) and 4 (VAE) at 720x400."""
@@ -481,7 +481,7 @@ def device_gb(arch:Arch, cost:Cost, precision:str, n_steps:int, decodes:bool, fi
     decode = 2 * arch.vae_params + 4e9 * cost.tokens / 3375
     return (1.5e9 * min(1, arch.params / 1e9) + (denoise if n_steps else 0) + (decode if decodes else 0) + (.65e9 if first and arch.framepack else 0)) / 1e9
 
-# %% ../../nbs/42_stream.tpp.ipynb #f932a6b8
+# %% ../../nbs/42_stream.tpp.ipynb #b1a439cf
 class Device(NamedTuple):
     "A device: memory in GB, dense peak in TFLOP/s for bf16 and fp8 (0 = none), memory bandwidth in TB/s."
     name: str
@@ -499,7 +499,7 @@ DEVICES = {d.name.lower(): d for d in [
     Device("RTX5090-32G", 32, 210, 419, 1.79), Device("RTX4090-24G", 24, 165, 330, 1.01), Device("RTX3090-24G", 24, 71, 0, .936),
     Device("cpu", 16, 0, 0, 0)]}
 
-# %% ../../nbs/42_stream.tpp.ipynb #d76f5309
+# %% ../../nbs/42_stream.tpp.ipynb #0fd23093
 def parse_devices(text:str)->list:
     'Devices from "4xA100-80G", "2xRTX4090+1xH100" or, for one that isn\'t in the table, "2xmine:48GB:180TF" (bf16 peak).'
     found = []
@@ -515,7 +515,7 @@ def parse_devices(text:str)->list:
     if not 1 <= len(found) <= 16: raise ValueError(f'devices "{text}": give 1 to 16, like "4xA100-80G"')
     return found
 
-# %% ../../nbs/42_stream.tpp.ipynb #1e347f7d
+# %% ../../nbs/42_stream.tpp.ipynb #f0a09296
 PEAK_SHARE, REST_S = .65, .125   # fitted to 36.0 FPS (bf16) and 45.2 FPS (fp8) on H800
 DECODE_H800 = .137               # seconds, derived from the paper's TTFF
 
@@ -529,7 +529,7 @@ def decode_seconds(device:Device, cost:Cost)->float:
     "Estimated seconds of one VAE decode: half bound by arithmetic, half by memory."
     return DECODE_H800 * cost.decode / 29.2 * (.5 * 989 / device.bf16 + .5 * 3.35 / device.bandwidth)
 
-# %% ../../nbs/42_stream.tpp.ipynb #597bed92
+# %% ../../nbs/42_stream.tpp.ipynb #4371ef05
 class PlanError(ValueError):
     "No placement fits, or the question makes no sense; `nearest` is a plan that does fit, or None."
     nearest = None
@@ -556,7 +556,7 @@ class Plan:
     @property
     def real_time(self)->bool: return self.fps >= FPS
 
-# %% ../../nbs/42_stream.tpp.ipynb #c47af19f
+# %% ../../nbs/42_stream.tpp.ipynb #f9bad5ed
 def _candidates(devices, n_steps):
     "Ordered choices of devices (equal ones not told apart) with every placement over them."
     def pick(left, n):
@@ -574,7 +574,7 @@ def _times(device, cost, precision, step_s, decode_s):
         raise PlanError(f"nobody knows the speed of this model on {device.name}: measure a step and a decode and give step_s and decode_s")
     return (step_seconds(device, cost, precision) if step_s is None else step_s), (decode_seconds(device, cost) if decode_s is None else decode_s)
 
-# %% ../../nbs/42_stream.tpp.ipynb #21e8946e
+# %% ../../nbs/42_stream.tpp.ipynb #9c81e32d
 def _best(arch, cost, devices, goal, precisions, n_steps, step_s, decode_s):
     "The best Plan that fits, or None."
     best, best_key, timed = None, None, {}
@@ -595,7 +595,7 @@ def _best(arch, cost, devices, goal, precisions, n_steps, step_s, decode_s):
                 best_key, best = key, Plan(arch, cost, list(chosen), p, precision, StageTimes.uniform(n_steps, step, decode, prefill), work, gb, [])
     return best
 
-# %% ../../nbs/42_stream.tpp.ipynb #99af282c
+# %% ../../nbs/42_stream.tpp.ipynb #5ed5e93a
 SIZES = [(720, 400), (640, 352), (576, 320), (512, 288), (448, 256), (384, 208), (320, 176)]
 
 def get_arch(preset:str)->Arch:
@@ -638,7 +638,7 @@ def plan(devices,                   # text like "4xA100-80G", or a list of Devic
     result.notes = _notes(result, found, goal, precisions, steps)
     return result
 
-# %% ../../nbs/42_stream.tpp.ipynb #0e4ab7ce
+# %% ../../nbs/42_stream.tpp.ipynb #b14f674d
 def _nearest(arch, devices, goal, precisions, steps, size, step_s=None, decode_s=None):
     "The plan with the least change that fits: smaller frames, then fewer steps, then both; None if nothing does."
     smaller = [s for s in SIZES if s[0] * s[1] < size[0] * size[1]]
@@ -661,7 +661,7 @@ def _why_not(arch, devices, precisions, steps, size, near):
     student = f" and a {near.placement.n_steps}-step student" if near.placement.n_steps < steps else ""
     return line + f": use frames of {near.size[0]}x{near.size[1]}{student}, or more or larger devices"
 
-# %% ../../nbs/42_stream.tpp.ipynb #f16f1c16
+# %% ../../nbs/42_stream.tpp.ipynb #f0cfbf1e
 def _notes(result, devices, goal, precisions, steps):
     "Honest remarks and what would help, each one computed."
     notes, arch = [], result.arch
@@ -681,7 +681,7 @@ def _notes(result, devices, goal, precisions, steps):
     if more.fps > 1.02 * result.fps: notes.append(f"with one more {devices[-1].name}: {more.fps:.1f} frames/s as {more.placement}")
     return notes
 
-# %% ../../nbs/42_stream.tpp.ipynb #06a29c81
+# %% ../../nbs/42_stream.tpp.ipynb #264c237a
 @patch
 def __str__(self:Plan):
     head = f"{self.arch.name} at {self.size[0]}x{self.size[1]}, {self.placement.n_steps} steps, {self.precision}: placement {self.placement}"
@@ -695,7 +695,7 @@ def __str__(self:Plan):
     lines += [f"forecast: {fps} frames/s, {verdict}", f"first frame {wait:.2f} s after a request; live speech adds the {BLOCK_SECONDS} s that a block of audio lasts"]
     return "\n".join(lines + [f"note: {n}" for n in self.notes])
 
-# %% ../../nbs/42_stream.tpp.ipynb #77457538
+# %% ../../nbs/42_stream.tpp.ipynb #8bb891ca
 def plan_command(devices:str="4xA100-80G", preset:str="wan-s2v-14b", goal:str="throughput", precision:str="auto", steps:int=4,
                  size:str="", step_ms:float=0., decode_ms:float=0.)->Plan:
     "`liveavatar-nb plan`: print the best placement and its forecast; returns the Plan."
