@@ -39,7 +39,7 @@ def x0_from_velocity(x:Tensor, v:Tensor, sigma)->Tensor:
 def euler_step(x:Tensor, v:Tensor, sigma, sigma_next)->Tensor:
     "x + (sigma_next - sigma) v: increment in v's dtype, sum in fp32, result in v's dtype, as the official sampler."
     wide = torch.promote_types(x.dtype, torch.float32)
-    dx = ((expand(sigma_next, x) - expand(sigma, x)) * v.to(wide)).to(v.dtype)
+    dx = (expand(sigma_next, x) - expand(sigma, x)).to(v.dtype) * v
     return (x.to(wide) + dx.to(wide)).to(v.dtype)
 
 # %% ../../nbs/20_model.flow.ipynb #94edeaa0
