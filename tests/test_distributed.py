@@ -28,7 +28,7 @@ def config(tmp_path_factory):
     soundfile.write(folder / "voice.wav", (.3 * np.sin(1000 * t) * (np.sin(9 * t) > 0)).astype(np.float32), 16000)
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(folder / "face.png")
     return TPPConfig(str(folder / "voice.wav"), str(folder / "face.png"), "calm", str(folder), preset="tiny", n_blocks=7, refresh_at=4,
-                     checkpoint_every=2, record=True, patience_s=3.)
+                     checkpoint_every=2, record=True)
 
 
 @pytest.fixture(scope="module")
