@@ -13,14 +13,15 @@ CHILD = """
 import sys, time, torch, torch.nn as nn
 from liveavatar_nb.train.loop import *
 torch.set_num_threads(1); torch.manual_seed(0)
-net = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1))
+net = nn.ModuleDict(dict(start=nn.Linear(1, 16), blocks=nn.Linear(16, 16), head=nn.Linear(16, 1)))
+net.forward = lambda x: net.head(net.blocks(net.start(x).tanh()).tanh())
 def data(step, seed):
     g = torch.Generator().manual_seed(mix(seed, step, 2)); x = torch.rand(32, 1, generator=g) * 6 - 3
     return x, x.sin()
 def step_fn(step, batch, rng):
     x, y = batch; time.sleep(float(sys.argv[2]))
     return (net(x) - y - .05 * torch.randn(y.shape, generator=rng)).square().mean()
-run = fit(step_fn, net, data, sys.argv[1], Optim(lr=1e-2), steps=300, save_every=20, log_every=1, resume=True, progress=False, ahead=True)
+run = fit(step_fn, net, data, sys.argv[1], Optim(lr=1e-2, muon=1e-2), steps=300, save_every=20, log_every=1, resume=True, progress=False, ahead=True)
 print("finished" if run.finished else "stopped", run.step)
 """
 

@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'SHARES', 'forcing_sigmas', 'choose_kind', 'clean_past', 'forward_forcing', 'forcing_loss', 'forcing_loss_at',
            'train_forcing']
 
-# %% ../../nbs/32_train.forcing.ipynb #53a6fe7b
+# %% ../../nbs/32_train.forcing.ipynb #00ef06db
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from ..model.rope import grid_positions
 from .latents import AUDIO_HISTORY
 from .teacher import cell_weight, draw_sigmas, drop_conditions, sink_past, sink_place, train_stage
 
-# %% ../../nbs/32_train.forcing.ipynb #40884daa
+# %% ../../nbs/32_train.forcing.ipynb #2da6c803
 KINDS = ("independent", "diagonal", "clean")
 
 def forcing_sigmas(kind:str, batch:int, n_blocks:int, rng:torch.Generator, shift:float=1., block_frames:int=3)->Tensor:
@@ -36,7 +36,7 @@ def choose_kind(rng:torch.Generator, shares:dict)->str:
         if u < total: return kind
     return kind
 
-# %% ../../nbs/32_train.forcing.ipynb #cb09759f
+# %% ../../nbs/32_train.forcing.ipynb #2b99b208
 def clean_past(net:DiT, x0:Tensor, sigma:Tensor, eps:Tensor, conditions, sink:Past, window_blocks:int=4)->tuple[Past, Tensor]:
     "(past, mask): sink and clip (noised to `sigma` (B, F)) as keys and values; a noisy block may see the earlier blocks and itself."
     frames, p = x0.shape[2], net.config.patch
@@ -48,7 +48,7 @@ def clean_past(net:DiT, x0:Tensor, sigma:Tensor, eps:Tensor, conditions, sink:Pa
     past = Past(both, torch.cat([sink.positions.to(own), own]), sink.sink_tokens)
     return past, teacher_forcing_mask(frames, n, 3, window_blocks, sink.sink_tokens)[frames * n:].to(x0.device)
 
-# %% ../../nbs/32_train.forcing.ipynb #1317a017
+# %% ../../nbs/32_train.forcing.ipynb #9d917f50
 def forward_forcing(net:DiT, x0, sigma, eps, conditions, sink:Past, kind:str, context=None, window_blocks:int=4)->Tensor:
     "Velocity of all blocks in one parallel pass. `context`: (sigma, eps) of the clean copies for kind 'clean'."
     frames, p = x0.shape[2], net.config.patch
@@ -75,7 +75,7 @@ def forcing_loss(net:DiT, batch:dict, rng:torch.Generator, shares:dict=SHARES, s
     loss = error.mean()
     return loss, {f"loss_{kind}": loss.detach()}
 
-# %% ../../nbs/32_train.forcing.ipynb #990d3977
+# %% ../../nbs/32_train.forcing.ipynb #15bf3af5
 def forcing_loss_at(net:DiT, batch:dict, sigma:float, rng:torch.Generator, kind:str="clean")->Tensor:
     "Stage 1's loss at one level for one kind of past, nothing dropped, sink at a fixed place."
     x0 = batch["latents"]; eps = torch.randn(x0.shape, generator=rng, device=x0.device)
@@ -94,7 +94,7 @@ def train_forcing(preset="pico", # name or Preset
     batch:int=16, n_blocks:int=4, lr:float=6e-4, ema:float=.999,
     shares:dict=None,            # of the three kinds of noise; None = SHARES
     shift:float=1., moving:float=0., drop:tuple=(.05, .05, .05), context_noise:float=.1, window_blocks:int=4,
-    **options,                   # seed, autocast, device, validate_every, limit, config, progress
+    **options,                   # muon, seed, autocast, device, validate_every, limit, config, progress
 )->DiT:
     "Trains stage 1, block-causal diffusion forcing; returns it with averaged weights, written to out/weights.safetensors too."
     return train_stage(forcing_loss, forcing_loss_at, "forcing", preset, data, out, minutes, steps, resume, init, batch, n_blocks, lr, ema,

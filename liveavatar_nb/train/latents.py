@@ -6,7 +6,7 @@
 __all__ = ['FIELDS', 'NUMPY', 'AUDIO_HISTORY', 'encode_clip', 'shard_path', 'vae_id', 'read_header', 'encode_clips',
            'make_latents', 'mapped', 'audio_window', 'choose_window', 'LatentClips']
 
-# %% ../../nbs/30c_train.latents.ipynb #08fba62c
+# %% ../../nbs/30c_train.latents.ipynb #224c02f4
 import json
 import struct
 import zlib
@@ -24,7 +24,7 @@ from ..model.vae import VideoVAE
 from .loop import checksum, mix, write_checkpoint
 from .vae import to_video
 
-# %% ../../nbs/30c_train.latents.ipynb #fa0cb3c9
+# %% ../../nbs/30c_train.latents.ipynb #2ddd7dbf
 FIELDS = ("caption", "text", "mood", "manner", "seed")
 
 def encode_clip(vae:VideoVAE, clip, chunk:int=24)->dict[str, np.ndarray]:
@@ -37,12 +37,12 @@ def encode_clip(vae:VideoVAE, clip, chunk:int=24)->dict[str, np.ndarray]:
                 motion=torch.as_tensor(clip.motion).half(), attributes=torch.as_tensor(clip.identity.attributes).float(),
                 species=torch.tensor(int(clip.identity.species)))
 
-# %% ../../nbs/30c_train.latents.ipynb #a882a0ed
+# %% ../../nbs/30c_train.latents.ipynb #c477dad2
 def shard_path(out, split:str, k:int)->Path: return Path(out)/f"{split}_{k:05d}.safetensors"
 
 def vae_id(vae:VideoVAE)->int:
-    "A number that changes when the VAE's weights do."
-    return checksum(vae.state_dict())
+    "A number that changes when the latents do: over the encoder's weights and the latents' scale."
+    return checksum({k: v for k, v in vae.state_dict().items() if k.startswith(("encoder.", "conv1.", "linear.into.", "latent_"))})
 
 def read_header(path)->tuple[dict, dict, int]:
     "(tensor table, state, offset of the data) of a shard; a damaged or cut file gives one clear line."
@@ -57,7 +57,7 @@ def read_header(path)->tuple[dict, dict, int]:
         raise ValueError(f"shard {path.name} is damaged ({e}): delete it and run the encoder again") from e
     return table, state, 8 + size
 
-# %% ../../nbs/30c_train.latents.ipynb #9f7e07a0
+# %% ../../nbs/30c_train.latents.ipynb #5678a471
 def encode_clips(vae:VideoVAE, # in evaluation mode
     out,                       # folder of the shards
     n_clips:int,
@@ -89,7 +89,7 @@ def _check_same(path, state, what):
             why = "was made with another VAE" if key == "vae" else f"has {key} = {state.get(key)}, not {value}"
             raise ValueError(f"shard {path.name} {why}: choose an empty folder or delete the old shards")
 
-# %% ../../nbs/30c_train.latents.ipynb #c19a5204
+# %% ../../nbs/30c_train.latents.ipynb #075f6607
 def make_latents(out, preset:str="pico", n_clips:int=1024, n_heldout:int=64, vae="nano_vae", n_frames:int=96, seed0:int=0,
                  worker:int=0, workers:int=1)->int:
     "Encodes the training and held-out clips of a preset's picture size into `out`; returns the number of shards made."
@@ -98,7 +98,7 @@ def make_latents(out, preset:str="pico", n_clips:int=1024, n_heldout:int=64, vae
     made = encode_clips(net, out, n_heldout, n_frames, size, "heldout", seed0, worker=worker, workers=workers)
     return made + encode_clips(net, out, n_clips, n_frames, size, "train", seed0, worker=worker, workers=workers)
 
-# %% ../../nbs/30c_train.latents.ipynb #0a62ebef
+# %% ../../nbs/30c_train.latents.ipynb #072ff3da
 NUMPY = {"F16": np.float16, "F32": np.float32, "I64": np.int64}
 
 def mapped(path)->tuple[dict, dict]:
@@ -107,7 +107,7 @@ def mapped(path)->tuple[dict, dict]:
     arrays = {name: np.memmap(path, NUMPY[t["dtype"]], "r", start + t["data_offsets"][0], tuple(t["shape"])) for name, t in table.items()}
     return arrays, state
 
-# %% ../../nbs/30c_train.latents.ipynb #c4b0e6a6
+# %% ../../nbs/30c_train.latents.ipynb #4ee814a6
 AUDIO_HISTORY = 8   # audio rows (video frames) of real past in front of a window
 
 def audio_window(audio,  # (T, C) rows of a whole clip, one a video frame
@@ -118,7 +118,7 @@ def audio_window(audio,  # (T, C) rows of a whole clip, one a video frame
     "(history + length, C): the window with what was heard before; before the clip's start its first row stands."
     return audio[np.clip(np.arange(start - history, start + length), 0, None)]
 
-# %% ../../nbs/30c_train.latents.ipynb #1a77a162
+# %% ../../nbs/30c_train.latents.ipynb #6f95f2a0
 def choose_window(rng, total:int, frames:int, clip_start:float=.25, portrait:float=.5, gap:int=3)->tuple[int, int]:
     "(first latent frame, sink latent frame) for a window of `frames` in a clip of 1 + `total` latent frames; 0 = the portrait."
     if frames > total: raise ValueError(f"clips have {total} latent frames, the window wants {frames}: use fewer blocks or longer clips")
@@ -127,7 +127,7 @@ def choose_window(rng, total:int, frames:int, clip_start:float=.25, portrait:flo
     use_portrait = rng.random() < portrait
     return start, 0 if use_portrait or not far else int(rng.choice(far))
 
-# %% ../../nbs/30c_train.latents.ipynb #6534ef38
+# %% ../../nbs/30c_train.latents.ipynb #e33730ef
 class LatentClips:
     "Memory-mapped shards of one split; `batch` is a pure function of (step, seed)."
     def __init__(self,
@@ -151,10 +151,10 @@ class LatentClips:
         s, row = self.places[i]
         return {k: v[row] for k, v in self.shards[s].items()} | {k: self.states[s][k][row] for k in FIELDS}
 
-# %% ../../nbs/30c_train.latents.ipynb #9be196af
+# %% ../../nbs/30c_train.latents.ipynb #4779a042
 from fastcore.basics import patch
 
-# %% ../../nbs/30c_train.latents.ipynb #2348d4fe
+# %% ../../nbs/30c_train.latents.ipynb #6a0ee55b
 @patch
 def order(self:LatentClips, step:int, batch_size:int, seed:int)->list[int]:
     "Clip numbers of a step: every clip once per round, each round in another order."

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['mix', 'Optim', 'schedule', 'EMA', 'TrainingError', 'checksum', 'write_checkpoint', 'read_checkpoint', 'checkpoints',
-           'newest', 'load_ema', 'read_log', 'plot_log', 'stop_signals', 'Learner', 'learner_state', 'load_learner',
-           'to_device', 'Ahead', 'Run', 'Trainer', 'fit']
+           'newest', 'load_ema', 'read_log', 'plot_log', 'stop_signals', 'orthogonal', 'Muon', 'inner_matrices',
+           'Learner', 'learner_state', 'load_learner', 'to_device', 'Ahead', 'Run', 'Trainer', 'fit']
 
-# %% ../../nbs/30_train.loop.ipynb #53182cdf
+# %% ../../nbs/30_train.loop.ipynb #652fcda2
 import json, math, os, signal, threading, time, warnings, zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -24,23 +24,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-# %% ../../nbs/30_train.loop.ipynb #bd9cc6f8
+# %% ../../nbs/30_train.loop.ipynb #3a63f8b2
 def mix(*numbers:int)->int:
     "One well-mixed 63-bit seed out of several non-negative integers, the same on every machine."
     return int(np.random.SeedSequence([int(n) for n in numbers]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
-# %% ../../nbs/30_train.loop.ipynb #a090cd41
+# %% ../../nbs/30_train.loop.ipynb #8e87389e
 @dataclass(frozen=True)
 class Optim:
-    "How one network is trained: AdamW, gradient clipping, and the decay of its weight average."
+    "How one network is trained: AdamW (with Muon for the inner matrices, if wanted), gradient clipping, and the decay of its weight average."
     lr:float = 1e-3           # peak learning rate
+    muon:float = 0.           # peak rate of Muon for the matrices inside `blocks`; 0 = AdamW for everything
     betas:tuple = (.9, .99)   # AdamW's two momentum terms; DMD uses (0, .999)
     weight_decay:float = 0.   # on matrices only, never on biases and norms
     eps:float = 1e-8
     clip:float = 1.           # largest gradient length; 0 = no clipping
     ema:float = .999          # per-update decay of the weight average
 
-# %% ../../nbs/30_train.loop.ipynb #2e2b221d
+# %% ../../nbs/30_train.loop.ipynb #fc2046e8
 def schedule(progress:float, # 0 at the start, 1 at the end
     warmup:float=.05,        # share of the run that warms up
     shape:str="cosine",      # "cosine", "linear" or "constant"
@@ -54,7 +55,7 @@ def schedule(progress:float, # 0 at the start, 1 at the end
     if shape == "cosine": return .5 + .5 * math.cos(math.pi * q)
     raise ValueError(f"unknown schedule {shape!r}: use cosine, linear or constant")
 
-# %% ../../nbs/30_train.loop.ipynb #c9b2c6da
+# %% ../../nbs/30_train.loop.ipynb #1b40dc68
 class EMA:
     "Running average of a network's floating point state; everything else is copied."
     def __init__(self, network:nn.Module, decay:float=.999):
@@ -69,7 +70,7 @@ class EMA:
         torch._foreach_lerp_([self.state[k] for k in smooth], [new[k].detach() for k in smooth], 1 - d)
         for k in new.keys() - set(smooth): self.state[k].copy_(new[k])
 
-# %% ../../nbs/30_train.loop.ipynb #2863c317
+# %% ../../nbs/30_train.loop.ipynb #c5943524
 class TrainingError(RuntimeError):
     "Training can't go on; the message says what happened and what to do."
 
@@ -82,7 +83,7 @@ def checksum(tensors:dict, state:str="")->int:
         crc = zlib.crc32(t.reshape(-1).view(torch.uint8).numpy().data, crc)
     return crc
 
-# %% ../../nbs/30_train.loop.ipynb #11ca762e
+# %% ../../nbs/30_train.loop.ipynb #6c76f08f
 def write_checkpoint(path, tensors:dict, state:dict):
     "Writes tensors and a JSON-able state as one safetensors file, atomically: temporary file, fsync, rename."
     path = Path(path); tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -96,7 +97,7 @@ def write_checkpoint(path, tensors:dict, state:dict):
         tmp.unlink(missing_ok=True)
         raise TrainingError(f"can't write the checkpoint {path.name} ({e}): free some space or choose another --out") from e
 
-# %% ../../nbs/30_train.loop.ipynb #50a2f3b3
+# %% ../../nbs/30_train.loop.ipynb #cc81dabd
 def read_checkpoint(path)->tuple[dict, dict]:
     "(tensors, state) of a checkpoint file; a damaged file raises a one-line TrainingError."
     path = Path(path)
@@ -110,7 +111,7 @@ def read_checkpoint(path)->tuple[dict, dict]:
     if crc: raise TrainingError(f"checkpoint {path.name} is damaged (checksum differs): delete it or train again")
     return tensors, state
 
-# %% ../../nbs/30_train.loop.ipynb #5eb811d3
+# %% ../../nbs/30_train.loop.ipynb #7b31ac80
 def checkpoints(out)->list[Path]:
     "Checkpoint files of a run, oldest first."
     return sorted(Path(out).glob("step_*.safetensors"))
@@ -124,7 +125,7 @@ def newest(out)->tuple[dict, dict]|None:
     if found: raise TrainingError(f"all {len(found)} checkpoints are damaged: start again in an empty folder")
     return None
 
-# %% ../../nbs/30_train.loop.ipynb #ac32a9cc
+# %% ../../nbs/30_train.loop.ipynb #cde0a128
 def load_ema(out, network:nn.Module, name:str="net")->int:
     "Loads the averaged weights of a run's newest checkpoint into `network`; returns the number of updates behind them."
     found = newest(out)
@@ -139,7 +140,7 @@ def _load(network, state):
     except RuntimeError as e:
         raise TrainingError("the checkpoint belongs to another network (names or shapes differ): use the same preset or an empty folder") from e
 
-# %% ../../nbs/30_train.loop.ipynb #4522c80d
+# %% ../../nbs/30_train.loop.ipynb #5decc353
 def read_log(out)->list[dict]:
     "Entries of a run's log.jsonl (`out` is the run's folder or the file); torn lines are skipped."
     path = Path(out); path = path/"log.jsonl" if path.suffix != ".jsonl" else path
@@ -154,7 +155,7 @@ def _rewind_log(out, step):
     path = Path(out)/"log.jsonl"; keep = [e for e in read_log(out) if e["step"] <= step]; tmp = path.with_suffix(".tmp")
     tmp.write_text("".join(json.dumps(e) + "\n" for e in keep)); os.replace(tmp, path)
 
-# %% ../../nbs/30_train.loop.ipynb #ad11d762
+# %% ../../nbs/30_train.loop.ipynb #7707ce58
 def plot_log(out,           # a run's folder, or {label: folder}
     keys=("loss",),         # which entries to draw; keys in the step function's dict work too
     ax=None, log:bool=True, # logarithmic y axis
@@ -172,7 +173,7 @@ def plot_log(out,           # a run's folder, or {label: folder}
     ax.set_xlabel("update"); ax.legend(fontsize=7); ax.grid(alpha=.3)
     return ax
 
-# %% ../../nbs/30_train.loop.ipynb #1ba877da
+# %% ../../nbs/30_train.loop.ipynb #e1e9c6d6
 @contextmanager
 def stop_signals():
     "Yields a threading.Event that Ctrl-C or SIGTERM sets; the second Ctrl-C raises KeyboardInterrupt."
@@ -186,15 +187,51 @@ def stop_signals():
     finally:
         for n, h in old.items(): signal.signal(n, h)
 
-# %% ../../nbs/30_train.loop.ipynb #e90a2ca1
+# %% ../../nbs/30_train.loop.ipynb #c37062e9
+def orthogonal(g:Tensor, rounds:int=4)->Tensor:
+    "Matrices (n, rows, columns) with their singular values pushed to about 1 by Newton-Schulz rounds; float32."
+    x = g.mT if g.shape[1] > g.shape[2] else g
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(rounds):
+        y = x @ x.mT
+        x = 3.4445 * x + (-4.775 * y + 2.0315 * (y @ y)) @ x
+    return x.mT if g.shape[1] > g.shape[2] else x
+
+class Muon(torch.optim.Optimizer):
+    "Momentum, made orthogonal, for 2-D weights; those of one shape are handled together. arXiv 2502.16982, eq. 1 to 4."
+    def __init__(self, params, lr:float, momentum:float=.95):
+        super().__init__(list(params), dict(lr=lr, momentum=momentum))
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            shapes = {}
+            for p in group["params"]:
+                if p.grad is not None: shapes.setdefault(p.shape, []).append(p)
+            for shape, params in shapes.items():
+                for p in params:
+                    if "momentum" not in self.state[p]: self.state[p]["momentum"] = torch.zeros_like(p)
+                    self.state[p]["momentum"].lerp_(p.grad, 1 - group["momentum"])
+                nesterov = torch.stack([p.grad.lerp(self.state[p]["momentum"], group["momentum"]) for p in params])
+                size = .2 * max(shape) ** .5     # AdamW's usual root-mean-square step is 0.2 to 0.4 of its rate
+                torch._foreach_add_(params, list(orthogonal(nesterov)), alpha=-group["lr"] * size)
+
+# %% ../../nbs/30_train.loop.ipynb #96463e1f
+def inner_matrices(network:nn.Module)->dict[str, nn.Parameter]:
+    "The trainable matrices inside `blocks`: what Muon is for."
+    return {k: p for k, p in network.named_parameters() if p.requires_grad and p.ndim == 2 and k.startswith("blocks.")}
+
+# %% ../../nbs/30_train.loop.ipynb #dc4e01d6
 class Learner:
-    "One network with its AdamW optimiser and its weight average."
+    "One network with its optimisers and its weight average."
     def __init__(self, network:nn.Module, optim:Optim):
         self.network, self.optim, self.ema = network, optim, EMA(network, optim.ema)
         self.named = {k: p for k, p in network.named_parameters() if p.requires_grad}
-        groups = [dict(params=[p for p in self.named.values() if p.ndim > 1], weight_decay=optim.weight_decay),
-                  dict(params=[p for p in self.named.values() if p.ndim < 2], weight_decay=0.)]
-        self.opt = torch.optim.AdamW([g for g in groups if g["params"]], lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+        inner = inner_matrices(network) if optim.muon else {}
+        rest = [p for k, p in self.named.items() if k not in inner]
+        groups = [dict(params=[p for p in rest if p.ndim > 1], weight_decay=optim.weight_decay),
+                  dict(params=[p for p in rest if p.ndim < 2], weight_decay=0.)]
+        self.opts = [(torch.optim.AdamW([g for g in groups if g["params"]], lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True), optim.lr)]
+        if inner: self.opts.append((Muon(inner.values(), optim.muon), optim.muon))
     def update(self, loss:Tensor|None, factor:float=1.)->tuple[float, float]:
         "One optimiser step at `factor` times the peak rate; (loss, gradient length). Weights stay as they are if either isn't finite."
         if loss is not None: loss.backward()
@@ -202,18 +239,20 @@ class Learner:
         norm = nn.utils.clip_grad_norm_(grads, self.optim.clip if self.optim.clip > 0 else math.inf)
         values = torch.stack([norm.detach() * 0 if loss is None else loss.detach().float(), norm.detach().float()]).tolist()
         if all(map(math.isfinite, values)):
-            for g in self.opt.param_groups: g["lr"] = self.optim.lr * factor
-            self.opt.step(); self.ema.update(self.network)
-        self.opt.zero_grad(set_to_none=True)
+            for opt, peak in self.opts:
+                for g in opt.param_groups: g["lr"] = peak * factor
+                opt.step()
+            self.ema.update(self.network)
+        for p in self.named.values(): p.grad = None
         return values[0], values[1]
 
-# %% ../../nbs/30_train.loop.ipynb #e7464f29
+# %% ../../nbs/30_train.loop.ipynb #b497f767
 def learner_state(learner:Learner, name:str)->dict[str, Tensor]:
-    "All tensors of a learner, with names like net/.., ema/.., adam/.. (references, not copies)."
+    "All tensors of a learner, with names like net/.., ema/.., optim/.. (references, not copies)."
     tensors = {f"net/{name}/{k}": v for k, v in learner.network.state_dict().items()}
     tensors |= {f"ema/{name}/{k}": v for k, v in learner.ema.state.items()}
     for k, p in learner.named.items():
-        tensors |= {f"adam/{name}/{k}/{s}": torch.as_tensor(v) for s, v in learner.opt.state.get(p, {}).items()}
+        for opt, _ in learner.opts: tensors |= {f"optim/{name}/{k}/{s}": torch.as_tensor(v) for s, v in opt.state.get(p, {}).items()}
     return tensors
 
 def load_learner(learner:Learner, name:str, tensors:dict, updates:int):
@@ -222,11 +261,12 @@ def load_learner(learner:Learner, name:str, tensors:dict, updates:int):
     _load(learner.network, pick("net"))
     learner.ema.updates = updates
     for k, v in pick("ema").items(): learner.ema.state[k].copy_(v)
-    for k, v in pick("adam").items():
+    owner = {p: opt for opt, _ in learner.opts for g in opt.param_groups for p in g["params"]}
+    for k, v in pick("optim").items():
         key, s = k.rsplit("/", 1); p = learner.named[key]
-        learner.opt.state[p][s] = v.to(p.device).clone()
+        owner[p].state[p][s] = v.to(p.device).clone()
 
-# %% ../../nbs/30_train.loop.ipynb #167150bb
+# %% ../../nbs/30_train.loop.ipynb #b8438aaf
 def to_device(batch, device):
     "Moves every tensor in a nest of dicts, lists, tuples and dataclasses; leaves the rest alone."
     if isinstance(batch, Tensor): return batch.to(device, non_blocking=True)
@@ -235,7 +275,7 @@ def to_device(batch, device):
     if is_dataclass(batch): return replace(batch, **{f.name: to_device(getattr(batch, f.name), device) for f in fields(batch)})
     return batch
 
-# %% ../../nbs/30_train.loop.ipynb #db290ef5
+# %% ../../nbs/30_train.loop.ipynb #7f78b6ca
 class Ahead:
     "Calls the pure function `data(step, seed)` one step ahead in a thread (`ahead=False`: at once)."
     def __init__(self, data:Callable, seed:int, ahead:bool):
@@ -249,7 +289,7 @@ class Ahead:
     def close(self):
         if self.pool: self.pool.shutdown(wait=True, cancel_futures=True)
 
-# %% ../../nbs/30_train.loop.ipynb #c3176c3e
+# %% ../../nbs/30_train.loop.ipynb #78fe21d4
 @dataclass
 class Run:
     "What `fit` returns: the folder, updates done, seconds of training, and whether the run reached its end."
@@ -258,7 +298,7 @@ class Run:
     seconds: float
     finished: bool
 
-# %% ../../nbs/30_train.loop.ipynb #f8b482c9
+# %% ../../nbs/30_train.loop.ipynb #21a68d9c
 class Trainer:
     "State of a run: learners by name, updates done, seconds spent; saves and restores itself."
     def __init__(self, networks, optim, out, seed=0, keep=2, config=None):
@@ -296,7 +336,7 @@ class Trainer:
         finally:
             for name, l in self.learners.items(): l.network.load_state_dict(kept[name])
 
-# %% ../../nbs/30_train.loop.ipynb #f844dba5
+# %% ../../nbs/30_train.loop.ipynb #d56637fb
 def _losses(result, name):
     "Makes (name, loss, dict) triples out of what a step function returned."
     if isgenerator(result): yield from ((r + ({},))[:3] for r in result); return
@@ -313,7 +353,7 @@ class _Means:
         means = {k: s / n for k, (s, n) in self.sums.items()}; self.sums = {}
         return means
 
-# %% ../../nbs/30_train.loop.ipynb #add48ec7
+# %% ../../nbs/30_train.loop.ipynb #52d8364b
 def fit(step_fn:Callable, # (step, batch, rng) -> loss | (loss, dict) | generator of (name, loss, dict)
     networks,             # a module, or {name: module}
     data:Callable,        # (step, seed) -> batch, a pure function
@@ -342,7 +382,7 @@ def fit(step_fn:Callable, # (step, batch, rng) -> loss | (loss, dict) | generato
     return _loop(trainer, step_fn, data, steps, minutes, warmup, shape, autocast, save_minutes, save_every, log_every,
                  validate, validate_every, ahead, progress)
 
-# %% ../../nbs/30_train.loop.ipynb #66370b70
+# %% ../../nbs/30_train.loop.ipynb #bc26d198
 def _loop(t:Trainer, step_fn, data, steps, minutes, warmup, shape, autocast, save_minutes, save_every, log_every,
           validate, validate_every, ahead, progress)->Run:
     first = next(iter(t.learners.values())).network
@@ -378,7 +418,7 @@ def _loop(t:Trainer, step_fn, data, steps, minutes, warmup, shape, autocast, sav
         finally: batches.close()
     return Run(t.out, t.step, t.seconds, finished)
 
-# %% ../../nbs/30_train.loop.ipynb #c74cb065
+# %% ../../nbs/30_train.loop.ipynb #a25e28bf
 def _guarded(step_fn, t:Trainer, batch, rng, device, autocast):
     "Runs the step function under autocast; updates happen outside of it."
     cast = lambda: torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext()
