@@ -8,7 +8,7 @@ __all__ = ['CIRCULAR', 'SPREAD', 'SYNC_CHANNELS', 'MOTION_GROUPS', 'random_mouth
            'read_clip', 'correlation', 'sync', 'retrieval', 'portrait_gallery', 'colour_difference', 'sharpness',
            'flicker', 'variance_ratio', 'frechet']
 
-# %% ../../nbs/50_eval.metrics.ipynb #82e903ba
+# %% ../../nbs/50_eval.metrics.ipynb #0eb04472
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -24,7 +24,7 @@ from ..data.world import (ATTRIBUTES, MOODS, MOTION_CHANNELS, MOTION_HIGH, MOTIO
 from ..model.presets import load_weights
 from ..train.loop import Optim, fit, load_ema
 
-# %% ../../nbs/50_eval.metrics.ipynb #2d651d8b
+# %% ../../nbs/50_eval.metrics.ipynb #b2abf29d
 def random_mouths(rng, n:int)->np.ndarray:
     "Mouths (n, 5): over half are mixtures of two visemes and rest, some are free, some are shut."
     shapes = np.array([targets for _, targets, _ in VISEMES.values()])
@@ -33,7 +33,7 @@ def random_mouths(rng, n:int)->np.ndarray:
     kind = rng.random((n, 1))
     return np.clip(np.where(kind < .6, spoken, np.where(kind < .88, rng.normal(.3, .4, (n, 5)), 0)), 0, 1)
 
-# %% ../../nbs/50_eval.metrics.ipynb #2f8a7e0e
+# %% ../../nbs/50_eval.metrics.ipynb #09d8d307
 def random_poses(rng, n:int)->tuple[np.ndarray, np.ndarray]:
     "Poses (n, 15) as in MOTION_CHANNELS and their moods (n,): independent frames, spread a little wider than a living face."
     moods, size = rng.integers(len(MOODS), size=n), rng.choice([1., 2.], n)
@@ -47,7 +47,7 @@ def random_poses(rng, n:int)->tuple[np.ndarray, np.ndarray]:
     m["breath"] = np.sin(rng.uniform(0, 2 * np.pi, n))
     return np.clip(np.stack([m[c] for c in MOTION_CHANNELS], 1), MOTION_LOW, MOTION_HIGH).astype(np.float32), moods
 
-# %% ../../nbs/50_eval.metrics.ipynb #b3a65501
+# %% ../../nbs/50_eval.metrics.ipynb #a51506e2
 CIRCULAR = ("bg_hue", "cloth_hue", "collar_hue", "accent_hue", "iris_hue")
 
 def identity_target(identity:Identity)->np.ndarray:
@@ -56,7 +56,7 @@ def identity_target(identity:Identity)->np.ndarray:
     hue = 2 * np.pi * np.array([identity[a] for a in CIRCULAR])
     return np.concatenate([2 * np.eye(len(SPECIES))[identity.species] - .5, plain, .7 * np.cos(hue), .7 * np.sin(hue)]).astype(np.float32)
 
-# %% ../../nbs/50_eval.metrics.ipynb #50184629
+# %% ../../nbs/50_eval.metrics.ipynb #3e9c16c0
 def draw64(identity:Identity, motion:np.ndarray, shrink:bool)->np.ndarray:
     "Render at 64×64, directly or from twice the size."
     if not shrink: return render(identity, motion, 64)
@@ -71,7 +71,7 @@ def probe_batch(step:int, seed:int, batch:int=64, split:str="train")->tuple:
         rows.append((draw64(identity, motion, rng.random() < .3), motion, mood, np.repeat(identity_target(identity)[None], 4, 0)))
     return tuple(np.concatenate(x) for x in zip(*rows))
 
-# %% ../../nbs/50_eval.metrics.ipynb #ca5067d0
+# %% ../../nbs/50_eval.metrics.ipynb #78270b47
 _sheet = lru_cache(maxsize=136)(probe_batch)
 
 def training_batch(step:int, seed:int, batch:int=64, window:int=128, reuse:int=4)->tuple:
@@ -81,7 +81,7 @@ def training_batch(step:int, seed:int, batch:int=64, window:int=128, reuse:int=4
     which, row = rng.integers(max(0, last - window), last, batch), rng.integers(64, size=batch)
     return tuple(np.stack(x) for x in zip(*([part[r] for part in _sheet(int(k), seed)] for k, r in zip(which, row))))
 
-# %% ../../nbs/50_eval.metrics.ipynb #543ff46f
+# %% ../../nbs/50_eval.metrics.ipynb #634dfbbe
 class Probe(nn.Module):
     "Reads frames (B, 3, 64, 64) in [-1, 1]: motion (B, 15), mood scores (B, 6), identity (B, 60), features (B, 192)."
     def __init__(self, widths=(32, 48, 96, 160), features:int=192):
@@ -96,13 +96,13 @@ class Probe(nn.Module):
         f = self.features(torch.cat([self.trunk(x), F.avg_pool2d(x, 8).flatten(1)], 1))
         return dict(features=f, motion=self.motion(f), mood=self.mood(f), identity=self.identity(f))
 
-# %% ../../nbs/50_eval.metrics.ipynb #4539bc43
+# %% ../../nbs/50_eval.metrics.ipynb #7953f298
 def degrade(x:Tensor, rng:torch.Generator)->Tensor:
     "Blur and noise of random strength on half of the frames (B, 3, 64, 64)."
     strength = torch.rand(len(x), 1, 1, 1, generator=rng) * (torch.rand(len(x), 1, 1, 1, generator=rng) < .5)
     return torch.lerp(x, F.avg_pool2d(F.pad(x, (1,) * 4, mode="replicate"), 3, 1), strength) + .08 * strength * torch.randn(x.shape, generator=rng)
 
-# %% ../../nbs/50_eval.metrics.ipynb #2df5f4b9
+# %% ../../nbs/50_eval.metrics.ipynb #f8809896
 SPREAD = tuple(.12 if c in ("yaw", "pitch", "roll") else .3 for c in MOTION_CHANNELS)  # so that angles count as much as lips
 
 def probe_loss(probe:Probe, batch, rng:torch.Generator)->tuple[Tensor, dict]:
@@ -113,9 +113,9 @@ def probe_loss(probe:Probe, batch, rng:torch.Generator)->tuple[Tensor, dict]:
     loss_mood, loss_identity = F.cross_entropy(out["mood"], mood), F.mse_loss(out["identity"], identity)
     return loss_motion + .5 * loss_mood + 3 * loss_identity, dict(motion=loss_motion.item(), mood=loss_mood.item(), identity=loss_identity.item())
 
-# %% ../../nbs/50_eval.metrics.ipynb #83649f87
+# %% ../../nbs/50_eval.metrics.ipynb #9b11ad3f
 def train_probe(out, minutes:float=None, steps:int=None, resume:bool=False, seed:int=0, lr:float=4e-3, **options)->Probe:
-    "Train the probe on the world: `liveavatar-nb train probe --out runs/probe --steps 2400`. Returns it with averaged weights."
+    "Train the probe on the world: `liveavatar-nb train probe --out runs/probe --steps 1400`. Returns it with averaged weights."
     torch.manual_seed(seed)
     probe = Probe()
     fit(lambda step, batch, rng: probe_loss(probe, batch, rng), probe, training_batch, out, Optim(lr=lr, ema=.995, weight_decay=1e-3), steps=steps,
@@ -123,13 +123,13 @@ def train_probe(out, minutes:float=None, steps:int=None, resume:bool=False, seed
     load_ema(out, probe)
     return probe.eval()
 
-# %% ../../nbs/50_eval.metrics.ipynb #f2ae4c41
+# %% ../../nbs/50_eval.metrics.ipynb #c960ef52
 @lru_cache(maxsize=4)
 def load_probe(weights:str="probe")->Probe:
     "The shipped probe, ready to read."
     return load_weights(weights, Probe())
 
-# %% ../../nbs/50_eval.metrics.ipynb #34ba69b7
+# %% ../../nbs/50_eval.metrics.ipynb #a5b70e1a
 @dataclass
 class Reading:
     "What the probe sees in a clip of T frames."
@@ -149,7 +149,7 @@ def read_clip(probe:Probe, frames:np.ndarray, batch:int=128)->Reading:
     who = out["identity"].mean(0)
     return Reading(out["motion"], out["mood"].mean(0), who / np.linalg.norm(who), out["features"])
 
-# %% ../../nbs/50_eval.metrics.ipynb #42726e48
+# %% ../../nbs/50_eval.metrics.ipynb #028e3dfa
 def correlation(a, b)->float:
     "Pearson correlation of two equally long tracks; 0 where one of them is constant."
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
@@ -157,7 +157,7 @@ def correlation(a, b)->float:
     scale = np.sqrt((a ** 2).sum() * (b ** 2).sum())
     return float((a * b).sum() / scale) if scale > 1e-8 else 0.
 
-# %% ../../nbs/50_eval.metrics.ipynb #b0f98f77
+# %% ../../nbs/50_eval.metrics.ipynb #c55e2f05
 SYNC_CHANNELS = tuple(MOTION_CHANNELS.index(c) for c in ("mouth_open", "mouth_wide", "mouth_round"))
 
 def sync(seen:np.ndarray, meant:np.ndarray, max_lag:int=6)->dict:
@@ -169,7 +169,7 @@ def sync(seen:np.ndarray, meant:np.ndarray, max_lag:int=6)->dict:
     return dict(correlation=by_lag[0], best_correlation=by_lag[best], lag=best, curve=np.array(list(by_lag.values())),
                 channels=float(np.mean([correlation(seen[:t, c], meant[:t, c]) for c in SYNC_CHANNELS])))
 
-# %% ../../nbs/50_eval.metrics.ipynb #254543e1
+# %% ../../nbs/50_eval.metrics.ipynb #c0cdc464
 def retrieval(reading:np.ndarray, gallery:np.ndarray, who:int)->bool:
     "Is gallery[who] the nearest of the gallery (N, D) to this unit vector?"
     return int(np.argmax(gallery @ reading)) == who
@@ -180,7 +180,7 @@ def portrait_gallery(indices:tuple, size:int=64, weights:str="probe")->np.ndarra
     probe = load_probe(weights)
     return np.stack([read_clip(probe, render(random_identity(split_seed("heldout", i)), rest_motion(), size)).identity for i in indices])
 
-# %% ../../nbs/50_eval.metrics.ipynb #05bb3446
+# %% ../../nbs/50_eval.metrics.ipynb #10810a72
 def colour_difference(a:np.ndarray, b:np.ndarray, cells:int=8)->float:
     "Median CIEDE2000 between the time-averaged frames (T, H, W, 3) uint8 of two clips on a cells×cells grid."
     from skimage.color import deltaE_ciede2000, rgb2lab
@@ -197,7 +197,7 @@ def flicker(frames:np.ndarray)->float:
     corners = np.concatenate([frames[:, :s, :s], frames[:, :s, -s:]], 2).astype(np.float32)
     return float(np.abs(np.diff(corners, axis=0)).mean())
 
-# %% ../../nbs/50_eval.metrics.ipynb #386c76b0
+# %% ../../nbs/50_eval.metrics.ipynb #8e510814
 MOTION_GROUPS = {"mouth": ("mouth_open", "mouth_wide", "mouth_round"), "head": ("yaw", "pitch", "roll"), "expression": ("smile", "eye_open", "brow_raise", "brow_tilt")}
 
 def variance_ratio(seen:list, meant:list)->dict:
@@ -206,7 +206,7 @@ def variance_ratio(seen:list, meant:list)->dict:
     out = {g: float(np.mean([total(seen, c) / max(total(meant, c), 1e-9) for c in channels])) for g, channels in MOTION_GROUPS.items()}
     return out | dict(motion=(out["mouth"] + out["head"]) / 2)
 
-# %% ../../nbs/50_eval.metrics.ipynb #449bf8ef
+# %% ../../nbs/50_eval.metrics.ipynb #4b119eae
 def frechet(a:np.ndarray, b:np.ndarray)->float:
     "Fréchet distance (squared) between Gaussians fitted to two sets of features (N, D); several thousand frames make it steady."
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
