@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['TINY', 'STATES', 'STARTING', 'WORKING', 'WAITING', 'DONE', 'KINDS', 'FIXED', 'TPPError', 'TPPConfig', 'get_preset',
            'weights_of', 'load_dit', 'load_vae', 'sampler_config', 'Sound', 'portrait_video', 'to_frames',
-           'one_process', 'PeerLost', 'Outbox', 'Inbox', 'Board', 'alive', 'find_fault', 'Watch', 'Engine', 'inject',
-           'connected', 'pack', 'unpack', 'save_tensors', 'load_tensors', 'restore_point', 'fingerprint', 'run_note',
-           'prepare', 'fragment_ends', 'count_packets', 'reopen_video', 'run_rank', 'launch', 'read_arguments', 'main',
-           'TPPResult', 'collect', 'run_tpp', 'bench_equality', 'bench_emulated', 'leftovers', 'bench_faults',
-           'bench_tpp']
+           'one_process', 'PeerLost', 'Outbox', 'Inbox', 'Board', 'process_state', 'find_fault', 'Watch', 'Engine',
+           'inject', 'connected', 'pack', 'unpack', 'save_tensors', 'load_tensors', 'restore_point', 'fingerprint',
+           'run_note', 'prepare', 'fragment_ends', 'count_packets', 'reopen_video', 'run_rank', 'launch',
+           'read_arguments', 'main', 'TPPResult', 'collect', 'Starter', 'serve', 'run_tpp', 'bench_equality',
+           'bench_emulated', 'leftovers', 'bench_faults', 'bench_tpp']
 
-# %% ../../nbs/43_stream.distributed.ipynb #8721e9ff
-import argparse, hashlib, json, os, shutil, signal, subprocess, sys, tempfile, threading, time
+# %% ../../nbs/43_stream.distributed.ipynb #d20ab3b2
+import argparse, atexit, hashlib, json, os, shutil, signal, subprocess, sys, tempfile, threading, time
 from collections import Counter, deque
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -36,7 +36,7 @@ from .writer import VideoWriter, check_writable, read_video
 from ..train.latents import AUDIO_HISTORY, audio_window
 from ..train.vae import to_video
 
-# %% ../../nbs/43_stream.distributed.ipynb #dac7afe5
+# %% ../../nbs/43_stream.distributed.ipynb #b55e4d50
 class TPPError(RuntimeError):
     "A pipeline run ended early; one line that names rank and block."
 
@@ -62,11 +62,11 @@ class TPPConfig:
     fault: list = field(default_factory=list)    # for tests: [rank, block, "kill" | "stop" | "raise" | "hang"]
     device: str = "cpu"             # or "cuda": one GPU for each rank
     threads: int = 1                # CPU threads of each rank
-    patience_s: float = 4.          # a rank without a sign of life for so long is lost
+    patience_s: float = 4.          # a stopped rank (SIGSTOP) is lost after so long; one that is only silent after twice this
     job_patience_s: float = 6.      # a job may take ten times the longest one so far, and at least this
-    startup_s: float = 120.         # loading, connecting, and the first job
+    startup_s: float = 120.         # loading, connecting, and the first job; so long a living rank may be silent
 
-# %% ../../nbs/43_stream.distributed.ipynb #b1d2f91f
+# %% ../../nbs/43_stream.distributed.ipynb #a7b0a9e5
 @patch(as_prop=True)
 def folder(self:TPPConfig)->Path:
     "Where checkpoints and notes lie, beside the film."
@@ -93,7 +93,7 @@ def check(self:TPPConfig)->Placement:
     if wrong: raise ValueError(f"{self.video.name} was begun with another {', '.join(wrong)}: give the same, or start without --resume")
     return place
 
-# %% ../../nbs/43_stream.distributed.ipynb #e5d5eb2d
+# %% ../../nbs/43_stream.distributed.ipynb #923acaad
 TINY = Preset("tiny", (32, 32), DiTConfig(dim=48, ffn_dim=96, heads=2, layers=2, inject_layers=(0,), cond_dim=16, reference=True), VAEConfig(dim=8, dim_mult=(1, 2, 2)))
 
 def get_preset(name:str)->Preset:
@@ -121,7 +121,7 @@ def load_vae(config:TPPConfig)->VideoVAE:
     "The VAE of a run."
     return _random(lambda: VideoVAE(get_preset(config.preset).vae)) if config.random else load_weights("nano_vae")
 
-# %% ../../nbs/43_stream.distributed.ipynb #455e8826
+# %% ../../nbs/43_stream.distributed.ipynb #93737ec1
 def sampler_config(config:TPPConfig)->SamplerConfig:
     """The sampler's settings: those on the weights' card, official noise levels if it has none for this number of steps.
     The history is always at each step's own noise level: no other policy can be pipelined."""
@@ -133,7 +133,7 @@ def sampler_config(config:TPPConfig)->SamplerConfig:
     base = dict(levels=tuple(levels or official_sigmas(n).tolist()), window_frames=p.window_frames, block_frames=p.block_frames, sink_distance=p.dit.sink_distance)
     return SamplerConfig(**base | kept, refresh_at=config.refresh_at or None, seed=config.seed)
 
-# %% ../../nbs/43_stream.distributed.ipynb #d44a12d2
+# %% ../../nbs/43_stream.distributed.ipynb #87429d9a
 class Sound:
     "The sound of a run in blocks: features with their history, and samples for the film."
     def __init__(self, config:TPPConfig):
@@ -147,7 +147,7 @@ class Sound:
         "Samples of block `b`; the last block ends where the sound ends."
         return self.samples[b * BLOCK_FRAMES * 640:(b + 1) * BLOCK_FRAMES * 640]
 
-# %% ../../nbs/43_stream.distributed.ipynb #4e0ad816
+# %% ../../nbs/43_stream.distributed.ipynb #a0445e2d
 def portrait_video(config:TPPConfig)->torch.Tensor:
     "The portrait as a film of one frame, (1, 3, 1, H, W) in [-1, 1]."
     return to_video(load_portrait(config.image, get_preset(config.preset).size[0])[None])
@@ -156,7 +156,7 @@ def to_frames(video:torch.Tensor)->np.ndarray:
     "(1, 3, T, H, W) about [-1, 1] to (T, H, W, 3) uint8."
     return ((video[0].permute(1, 2, 3, 0).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
 
-# %% ../../nbs/43_stream.distributed.ipynb #4ec2ad70
+# %% ../../nbs/43_stream.distributed.ipynb #22b9b130
 @torch.no_grad()
 def one_process(config:TPPConfig)->dict:
     "The same film in this process: {latents (1, 16, F, h, w), frames (n, H, W, 3)}."
@@ -170,7 +170,7 @@ def one_process(config:TPPConfig)->dict:
         frames.append(to_frames(video))
     return dict(latents=torch.cat(latents, 2), frames=torch.from_numpy(np.concatenate(frames)))
 
-# %% ../../nbs/43_stream.distributed.ipynb #d4478ff0
+# %% ../../nbs/43_stream.distributed.ipynb #b8b6388c
 class PeerLost(RuntimeError):
     "A neighbour is gone; somebody else knows why."
 
@@ -190,7 +190,7 @@ class Outbox:
     def flush(self):
         while self.flying: self._finish()
 
-# %% ../../nbs/43_stream.distributed.ipynb #e920cb83
+# %% ../../nbs/43_stream.distributed.ipynb #58f28a9a
 class Inbox:
     "Non-blocking receives from one rank: the next message has a buffer waiting before it is asked for."
     def __init__(self, src:int, shape:tuple, dtype=torch.float32, total:int=1, device="cpu", group=None):
@@ -209,7 +209,7 @@ class Inbox:
         self._post()
         return buffer.to(self.device)
 
-# %% ../../nbs/43_stream.distributed.ipynb #6c7aac5c
+# %% ../../nbs/43_stream.distributed.ipynb #492a03d5
 STATES = STARTING, WORKING, WAITING, DONE = range(4)
 _SLOT = np.dtype([(k, "f8") for k in ("beat", "since", "longest")] + [(k, "i8") for k in ("pid", "state", "block", "step", "written")])
 
@@ -235,36 +235,40 @@ class Board:
         except FileExistsError: return False
         finally: draft.unlink()
 
-# %% ../../nbs/43_stream.distributed.ipynb #1cea6b4e
-def alive(pid:int)->bool:
-    "Is this process there and not a zombie?"
-    try: return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except (FileNotFoundError, ProcessLookupError): pass
-    if Path("/proc/self").exists(): return False
-    try: os.kill(pid, 0); return True
-    except OSError: return False
+# %% ../../nbs/43_stream.distributed.ipynb #3a366814
+def process_state(pid:int)->str:
+    "R running, S or D waiting, T stopped; '' = gone or a zombie; ? = there, but this system doesn't tell more."
+    try: letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        if Path("/proc/self").exists(): return ""
+        try: os.kill(pid, 0); return "?"
+        except OSError: return ""
+    return "" if letter in "ZX" else letter.upper()
 
 def find_fault(board:Board, config:TPPConfig, now:float, began:float, me:int=-1)->tuple|None:
     "(rank, what is wrong) of the first rank that is in trouble, or None. `began`: nobody is blamed for silence before it."
     for rank, s in enumerate(board.slots):
         if rank == me or s["state"] == DONE: continue
         silent, busy = now - max(s["beat"], began), now - max(s["since"], began)
-        limit = max(config.job_patience_s, 10 * s["longest"]) if s["longest"] else config.startup_s
+        quiet, limit = (2 * config.patience_s, max(config.job_patience_s, 10 * s["longest"])) if s["longest"] else (config.startup_s,) * 2
+        letter = process_state(int(s["pid"])) if s["pid"] else "?"
         if not s["pid"]:
             if now - began > config.startup_s: return rank, f"did not start within {config.startup_s:.0f} s"
-        elif not alive(int(s["pid"])): return rank, "died (killed from outside, or out of memory)"
-        elif silent > config.patience_s: return rank, f"stopped responding ({silent:.1f} s without a sign of life)"
+        elif not letter: return rank, "died (killed from outside, or out of memory)"
+        elif letter == "T" and silent > config.patience_s: return rank, f"is stopped (SIGSTOP; {silent:.1f} s without a sign of life)"
+        elif silent > quiet: return rank, f"stopped responding ({silent:.1f} s without a sign of life)"
         elif s["state"] == STARTING and busy > config.startup_s: return rank, f"is still loading after {busy:.0f} s"
         elif s["state"] == WORKING and busy > limit: return rank, f"hangs ({busy:.1f} s in one job)"
     return None
 
-# %% ../../nbs/43_stream.distributed.ipynb #e54fdc7d
+# %% ../../nbs/43_stream.distributed.ipynb #e46822df
 class Watch(threading.Thread):
     "A thread in each rank: gives signs of life, watches the others, ends the process when there is a verdict."
     def __init__(self, board:Board, config:TPPConfig, rank:int=-1):
         super().__init__(daemon=True)
         self.board, self.config, self.rank, self.placement = board, config, rank, Placement.parse(config.placement)
-        self.parent, self.began, self.over = os.getppid(), time.monotonic(), threading.Event()
+        self.parent, self.over, self.began = os.getppid(), threading.Event(), time.monotonic()
+        self.last = self.began
         if rank >= 0:
             board.slots[rank] = (self.began, self.began, 0., os.getpid(), STARTING, -1, -1, 0)
     def mark(self, state:int, block=None, step=-1):
@@ -274,16 +278,18 @@ class Watch(threading.Thread):
         s["since"], s["step"] = now, step
         if block is not None: s["block"] = block
         s["state"] = state
+    def look(self):
+        "The fault that is to be seen now, if any. Who slept (the whole job was stopped) gives everybody a new chance."
+        now = time.monotonic()
+        if now - self.last > 1.: self.began = now
+        self.last = now
+        if self.rank >= 0: self.board.slots[self.rank]["beat"] = now
+        return find_fault(self.board, self.config, now, self.began, self.rank)
     def run(self):
-        last = time.monotonic()
         while not self.over.wait(.2):
-            now = time.monotonic()
-            if now - last > 1.: self.began = now   # we slept ourselves (the whole job was stopped): everybody gets a new chance
-            last = now
-            if self.rank >= 0: self.board.slots[self.rank]["beat"] = now
+            fault = self.look()
             if self.board.verdict: return self.leave()
             if os.getppid() != self.parent: self.accuse(self.rank, "lost its launcher")
-            fault = find_fault(self.board, self.config, now, self.began, self.rank)
             if fault and not self.over.is_set(): self.accuse(*fault)
     def leave(self):
         "End this process now, whatever the main thread is waiting for."
@@ -291,7 +297,7 @@ class Watch(threading.Thread):
         sys.stderr.flush(); sys.stdout.flush()
         os._exit(1)
 
-# %% ../../nbs/43_stream.distributed.ipynb #7834bcfc
+# %% ../../nbs/43_stream.distributed.ipynb #78e0cf5c
 @patch
 def accuse(self:Watch, rank:int, why:str, hint:bool=True):
     "Say once, in one line, which rank failed at which block, and end it if it still lives."
@@ -304,9 +310,9 @@ def accuse(self:Watch, rank:int, why:str, hint:bool=True):
     if hint and seconds: text += f", {self.config.video} plays (at least {seconds:.2f} s)" + ("; go on with --resume" if self.config.checkpoint_every else "")
     if self.board.condemn(dict(rank=rank, block=block, why=why, message=text, seconds=seconds)): print(text, file=sys.stderr, flush=True)
     pid = int(s["pid"])
-    if pid and pid != os.getpid() and alive(pid): os.kill(pid, signal.SIGKILL)
+    if pid and pid != os.getpid() and process_state(pid): os.kill(pid, signal.SIGKILL)
 
-# %% ../../nbs/43_stream.distributed.ipynb #c5503b10
+# %% ../../nbs/43_stream.distributed.ipynb #092a55c5
 class Engine:
     "One rank: connects, loads only what it needs, works through its list of jobs."
     def __init__(self, config:TPPConfig, rank:int, watch:Watch):
@@ -340,7 +346,7 @@ def inject(kind:str, folder:Path):
         while True: time.sleep(1)
     if kind == "raise": raise RuntimeError("injected fault")
 
-# %% ../../nbs/43_stream.distributed.ipynb #59cfff83
+# %% ../../nbs/43_stream.distributed.ipynb #66d8d386
 @patch
 def setup(self:Engine):
     "Load, connect the wires, agree on the portrait's latent and on the clock."
@@ -379,7 +385,7 @@ def connected(call):
     try: return call()
     except RuntimeError as e: raise PeerLost(str(e)) from None
 
-# %% ../../nbs/43_stream.distributed.ipynb #a82312eb
+# %% ../../nbs/43_stream.distributed.ipynb #dafdcdf1
 @patch
 def step(self:Engine, job):
     "One denoising step of one block; the latent comes from the neighbour, or from noise, and goes on."
@@ -422,7 +428,7 @@ def decode(self:Engine, job):
         self.write(job.block, frames, x)
     self.checkpoint(job.block, {"decode": {f"state{i}": t for i, t in enumerate(self.state)}} if self.due(job.block) else {})
 
-# %% ../../nbs/43_stream.distributed.ipynb #2e189409
+# %% ../../nbs/43_stream.distributed.ipynb #7606aaee
 @patch
 def prefill(self:Engine, job):
     "Keys and values of the sink; shared with the other denoising ranks if the plan says so."
@@ -452,7 +458,7 @@ def put_sink(self:Engine, kv, offsets, latent):
         shapes = [(tuple(t.shape), t.dtype) for t in (pack(kv, offsets, latent).values() if self.config.share else [latent])]
         self.coming = self.expect("sink kv" if self.config.share else "sink latent", True, shapes)
 
-# %% ../../nbs/43_stream.distributed.ipynb #c4ed7ed0
+# %% ../../nbs/43_stream.distributed.ipynb #89ca7382
 def pack(kv, offsets, latent)->dict:
     "A sink as three tensors."
     return dict(kv=torch.stack([torch.stack([a.k, a.v]) for a in kv]), offsets=offsets.cpu(), latent=latent)
@@ -461,7 +467,7 @@ def unpack(sink:dict, device)->tuple:
     "Three tensors as a sink; each layer gets memory of its own."
     return [LayerKV(a[0].clone(), a[1].clone()) for a in sink["kv"].to(device)], sink["offsets"].clone(), sink["latent"].to(device)
 
-# %% ../../nbs/43_stream.distributed.ipynb #ca64fa4e
+# %% ../../nbs/43_stream.distributed.ipynb #4f571599
 KINDS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 @patch
@@ -486,7 +492,7 @@ def expect(self:Engine, what:str, last:bool, shapes=None):
         return dict(zip(names, [b.take() for b in boxes]))
     return wait
 
-# %% ../../nbs/43_stream.distributed.ipynb #35917694
+# %% ../../nbs/43_stream.distributed.ipynb #62008c82
 def save_tensors(path:Path, tensors:dict):
     "Write a safetensors file under another name, then rename it: it is there whole or not at all."
     from safetensors.torch import save_file
@@ -521,7 +527,7 @@ def restore_point(config:TPPConfig, placement:Placement)->int:
     common = set.intersection(*(saved(part) for part in ["decode"] + [f"step{k}" for k in range(placement.n_steps)]))
     return max(common, default=-1) + 1
 
-# %% ../../nbs/43_stream.distributed.ipynb #8b34f213
+# %% ../../nbs/43_stream.distributed.ipynb #1397deb7
 @patch
 def restore(self:Engine):
     "Every stage as it was after block `first - 1`."
@@ -557,7 +563,7 @@ def prepare(config:TPPConfig):
     config.folder.mkdir(parents=True, exist_ok=True)
     (config.folder / "run.json").write_text(json.dumps(fingerprint(config)))
 
-# %% ../../nbs/43_stream.distributed.ipynb #64069082
+# %% ../../nbs/43_stream.distributed.ipynb #306bca08
 def fragment_ends(path:Path)->list:
     "Where each fragment of a fragmented mp4 ends, in bytes; a half written one at the end is left out."
     ends, position, size = [], 0, Path(path).stat().st_size
@@ -579,7 +585,7 @@ def count_packets(path:Path)->tuple:
             if packet.size: counts[packet.stream.type] += 1
     return counts["video"], counts["audio"]
 
-# %% ../../nbs/43_stream.distributed.ipynb #3911eedc
+# %% ../../nbs/43_stream.distributed.ipynb #900d49c3
 def reopen_video(path:Path, size, n_blocks:int, wave)->VideoWriter:
     """Go on writing a film after its first `n_blocks` blocks: what lies behind them is cut off. `wave(block)` gives a
     block's samples; the sound encoder is run in on the last two of them, so that it joins without a click."""
@@ -601,7 +607,7 @@ def reopen_video(path:Path, size, n_blocks:int, wave)->VideoWriter:
     writer.file = open(path, "r+b", buffering=0)
     return writer
 
-# %% ../../nbs/43_stream.distributed.ipynb #fd42bb3c
+# %% ../../nbs/43_stream.distributed.ipynb #aa635ee4
 @patch
 def open_video(self:Engine):
     "Warm the decoder with the portrait; open the film, or go on with it."
@@ -636,7 +642,7 @@ def close(self:Engine):
     (self.config.folder / "run.json").write_text(json.dumps(run_note(self.config) | dict(done=True)))
     for f in self.config.folder.glob("*-*.safetensors"): f.unlink()
 
-# %% ../../nbs/43_stream.distributed.ipynb #5dbe78f6
+# %% ../../nbs/43_stream.distributed.ipynb #306b3258
 @torch.no_grad()
 def run_rank(config:TPPConfig, rank:int, board:Board, init:str)->int:
     "The life of one rank; returns its exit code."
@@ -665,11 +671,12 @@ def run_rank(config:TPPConfig, rank:int, board:Board, init:str)->int:
     finally: watch.over.set()
     return 1
 
-# %% ../../nbs/43_stream.distributed.ipynb #10d8f17a
+# %% ../../nbs/43_stream.distributed.ipynb #634f755f
 def launch(config:TPPConfig)->int:
     "Fork one process per rank, watch over them, return the exit code. No process outlives this function."
+    threads = len(os.listdir("/proc/self/task")) if os.path.exists("/proc/self/task") else threading.active_count()
+    if threads > 1: raise RuntimeError(f"this process runs {threads} threads and can't be forked safely: use run_tpp")
     place = Placement.parse(config.placement)
-    shutil.rmtree(config.folder / "job", ignore_errors=True)
     board, pids, codes = Board(config.folder / "job", place.n_ranks), {}, {}
     def stop(*signal):
         text = "tpp: interrupted" + "; go on with --resume" * bool(config.checkpoint_every)
@@ -682,25 +689,26 @@ def launch(config:TPPConfig)->int:
             try: code = run_rank(config, r, board, f"file://{(config.folder / 'job' / 'store').resolve()}")
             finally: sys.stdout.flush(); sys.stderr.flush(); os._exit(code)
         pids[r] = pid
-    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, stop)
-    judge, parent, deadline = Watch(board, config), os.getppid(), None
+    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    judge, deadline = Watch(board, config), None
     while len(codes) < len(pids):
         time.sleep(.1)
         for r in pids.keys() - codes.keys():
             pid, status = os.waitpid(pids[r], os.WNOHANG)
             if pid: codes[r] = os.waitstatus_to_exitcode(status)
         if not board.verdict:
-            fault = find_fault(board, config, time.monotonic(), judge.began)
+            fault = judge.look()
             bad = next((r for r, code in codes.items() if code < 0), None)
             if bad is not None: judge.accuse(bad, f"died of signal {-codes[bad]} ({signal.Signals(-codes[bad]).name}: killed from outside, or out of memory)")
             elif fault: judge.accuse(*fault)
-            elif os.getppid() != parent: stop()
+            elif os.getppid() != judge.parent: stop()
         elif deadline is None: deadline = time.monotonic() + 2
         if deadline and time.monotonic() > deadline:
             for r in pids.keys() - codes.keys(): os.kill(pids[r], signal.SIGKILL)
+    for s, handler in before.items(): signal.signal(s, handler)
     return max(abs(code) for code in codes.values()) and 1
 
-# %% ../../nbs/43_stream.distributed.ipynb #f7ba6712
+# %% ../../nbs/43_stream.distributed.ipynb #d8162609
 def read_arguments(argv=None)->TPPConfig:
     "Settings from the command line, over those of a `--config` file; under torchrun the placement fits the number of processes."
     parser = argparse.ArgumentParser(prog="liveavatar_nb.stream.distributed", description="Stream a talking video through a pipeline of processes.")
@@ -718,27 +726,23 @@ def read_arguments(argv=None)->TPPConfig:
     return TPPConfig(**settings)
 
 def main(argv=None)->int:
-    "`python -m liveavatar_nb.stream.distributed`: under torchrun one rank, else the launcher of all ranks."
-    world = int(os.environ.get("WORLD_SIZE", 0)) if "RANK" in os.environ else 0
+    "`python -m liveavatar_nb.stream.distributed`: under torchrun one rank, else all of them."
+    argv, world = sys.argv[1:] if argv is None else argv, int(os.environ.get("WORLD_SIZE", 0)) if "RANK" in os.environ else 0
+    if argv == ["--serve"]: return serve()
     try:
         config = read_arguments(argv)
         place = config.check()
         if world and world != place.n_ranks: raise ValueError(f"placement {place} needs {place.n_ranks} processes, torchrun started {world}")
-    except (ValueError, OSError, TypeError) as e:
-        if os.environ.get("RANK", "0") == "0": print(f"tpp: {e}", file=sys.stderr)
+        if not world: signal.signal(signal.SIGTERM, signal.default_int_handler); run_tpp(config); return 0
+    except (ValueError, OSError, TypeError, TPPError) as e:
+        if os.environ.get("RANK", "0") == "0": print(e if isinstance(e, TPPError) else f"tpp: {e}", file=sys.stderr)
         return 1
-    if world:
-        board = Board(config.folder / f"job-{os.getppid()}", world)
-        code = run_rank(config, int(os.environ["RANK"]), board, "env://")
-        sys.stdout.flush(); sys.stderr.flush()
-        os._exit(code)
-    if os.environ.get("OMP_NUM_THREADS") != str(config.threads):
-        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-        os.execve(sys.executable, [sys.executable, "-m", "liveavatar_nb.stream.distributed", *(sys.argv[1:] if argv is None else argv)],
-                  os.environ | {n: str(config.threads) for n in names})
-    return launch(config)
+    except KeyboardInterrupt: return 1
+    code = run_rank(config, int(os.environ["RANK"]), Board(config.folder / f"job-{os.getppid()}", world), "env://")
+    sys.stdout.flush(); sys.stderr.flush()
+    os._exit(code)
 
-# %% ../../nbs/43_stream.distributed.ipynb #2196fa6f
+# %% ../../nbs/43_stream.distributed.ipynb #0b110fee
 @dataclass
 class TPPResult:
     "A finished run."
@@ -764,47 +768,68 @@ def collect(config:TPPConfig, seconds:float)->TPPResult:
     return TPPResult(config, Schedule(place, rows, notes[0]["n_blocks"], None, moved), moved, [n["parameters"] for n in notes],
                      notes[0]["n_blocks"], notes[0]["first"], seconds)
 
+# %% ../../nbs/43_stream.distributed.ipynb #19664c0d
+class Starter:
+    "A process that has loaded the libraries and never runs a second thread: the safe place to fork from."
+    def __init__(self):
+        environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
+        environment |= {n: "1" for n in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}   # ranks set their own number
+        command = [sys.executable, "-m", "liveavatar_nb.stream.distributed", "--serve"]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)
+        self.owner, self.lock = os.getpid(), threading.Lock()
+        atexit.register(self.close)
+    def run(self, config:TPPConfig)->int:
+        "One run from start to end; its exit code. If we are interrupted, it ends too."
+        with self.lock:
+            print(json.dumps([asdict(config), os.getcwd()]), file=self.process.stdin, flush=True)
+            try: return int(self.process.stdout.readline() or 1)
+            except BaseException:
+                self.process.send_signal(signal.SIGTERM)
+                self.process.stdout.readline()
+                raise
+    def close(self):
+        "End the starter."
+        if self.owner != os.getpid(): return   # a forked copy of us leaves it alone
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+def serve()->int:
+    "A starter's life: a line of settings in, a run, an exit code out; the run's words go to its own log."
+    import liveavatar_nb.stream.avatar, safetensors.torch   # what ranks would load later
+    signal.signal(signal.SIGINT, signal.SIG_IGN)            # Ctrl+C is for who asked
+    answers = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        settings, folder = json.loads(line)
+        os.chdir(folder)
+        config = TPPConfig(**settings)
+        with open(config.folder / "log.txt", "w") as log: os.dup2(log.fileno(), 1); os.dup2(log.fileno(), 2)
+        print(launch(config), file=answers, flush=True)
+    return 0
+
+# %% ../../nbs/43_stream.distributed.ipynb #9466f2ad
+_starters = []
+
 def run_tpp(config:TPPConfig|None=None,
     quiet:bool=True,    # False: pass the ranks' error output on
-    fork:bool=False,    # start from a copy of this process: saves the seconds of loading; not once CUDA is in use
     **settings,         # any field of TPPConfig
 )->TPPResult:
     "Start all ranks on this machine, wait for the end. A wrong setting is a ValueError or OSError, a failed run a TPPError with the line that names rank and block."
     config = replace(config or TPPConfig(), **settings)
-    config.check()
+    place = config.check()
     config.folder.mkdir(parents=True, exist_ok=True)
-    (config.folder / "config.json").write_text(json.dumps(asdict(config)))
-    began = time.monotonic()
-    with tempfile.TemporaryFile("w+") as err:
-        code = _start(config, err, fork)
-        err.seek(0)
-        text = err.read()
-    if not quiet: print(text, end="", file=sys.stderr)
+    if not _starters or _starters[-1].owner != os.getpid() or _starters[-1].process.poll() is not None: _starters[:] = [Starter()]
+    began, log = time.monotonic(), config.folder / "log.txt"
+    log.write_text("")
+    shutil.rmtree(config.folder / "job", ignore_errors=True)   # the verdict of an earlier run
+    code = _starters[-1].run(config)
+    if not quiet: print(log.read_text(), end="", file=sys.stderr)
     if code:
-        verdict = Board(config.folder / "job", config.check().n_ranks).verdict
-        raise TPPError(verdict["message"] if verdict else (text.strip().splitlines() or ["tpp: failed without a word"])[-1])
+        verdict = Board(config.folder / "job", place.n_ranks).verdict
+        raise TPPError(verdict["message"] if verdict else (log.read_text().strip().splitlines() or ["tpp: failed without a word"])[-1])
     return collect(config, time.monotonic() - began)
 
-def _start(config, err, fork)->int:
-    "Run the launcher as a new process or as a copy of this one; its exit code. It ends with us."
-    if fork and not (pid := os.fork()):
-        os.dup2(err.fileno(), 2)
-        sys.stdout = sys.stderr = open(2, "w", closefd=False)
-        code = 1
-        try: code = launch(config)
-        finally: sys.stderr.flush(); os._exit(code)
-    if not fork:
-        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-        environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")} | {n: str(config.threads) for n in names}
-        command = [sys.executable, "-m", "liveavatar_nb.stream.distributed", "--config", str(config.folder / "config.json")]
-        pid = subprocess.Popen(command, env=environment, stderr=err).pid
-    try: return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    except BaseException:
-        os.kill(pid, signal.SIGTERM)
-        os.waitpid(pid, 0)
-        raise
-
-# %% ../../nbs/43_stream.distributed.ipynb #da3826d8
+# %% ../../nbs/43_stream.distributed.ipynb #c563374a
 def _sample_inputs(folder:Path)->dict:
     "A voice and a portrait for benchmarks: 30 s of a gliding tone, a random picture."
     import soundfile
@@ -818,7 +843,7 @@ def bench_equality(config:TPPConfig, n_blocks:int=52, choices=("0123D", "01|23D"
     "Every placement against one process, bit for bit, with a sink exchange."
     judge, rows = one_process(replace(config, n_blocks=n_blocks)), []
     for placement in choices:
-        run = run_tpp(config, name="equal", fork=True, placement=placement, n_blocks=n_blocks, record=True)
+        run = run_tpp(config, name="equal", placement=placement, n_blocks=n_blocks, record=True)
         kept = run.kept
         rows.append(dict(placement=placement, processes=run.schedule.placement.n_ranks, equal=torch.equal(kept["latents"], judge["latents"]) and torch.equal(kept["frames"], judge["frames"])))
     p = get_preset(config.preset)
@@ -828,15 +853,15 @@ def bench_equality(config:TPPConfig, n_blocks:int=52, choices=("0123D", "01|23D"
                 latent_bytes=latent, bytes_per_block_and_hop=hops, only_the_latent=set(hops.values()) == {latent},
                 sink_bytes_once=sum(n for (what, *_), n in run.bytes.items() if what == "sink kv"), parameters_per_rank=run.parameters)
 
-# %% ../../nbs/43_stream.distributed.ipynb #e4a641f4
+# %% ../../nbs/43_stream.distributed.ipynb #ffd326f3
 def bench_emulated(config:TPPConfig, stages=(.1, .2, .3), n_blocks:int=40)->list:
     "Emulated devices: measured throughput, speed-up over one device, and the simulation beside it."
     rows = []
     for step in stages:
         times = StageTimes.uniform(4, step, .8 * step, .6 * step)
         stretch = dict(stretch=[*times.steps, times.decode, times.sink], record=False, checkpoint_every=0)
-        one = run_tpp(config, name="one", fork=True, placement="0123D", n_blocks=8, **stretch).schedule
-        five = run_tpp(config, name="five", fork=True, placement="0|1|2|3|D", n_blocks=n_blocks, **stretch).schedule
+        one = run_tpp(config, name="one", placement="0123D", n_blocks=8, **stretch).schedule
+        five = run_tpp(config, name="five", placement="0|1|2|3|D", n_blocks=n_blocks, **stretch).schedule
         model = simulate(times, five.placement, n_blocks, sink=config.plan)
         rows.append(dict(step_s=step, fps=round(five.fps, 3), ideal_fps=round(BLOCK_FRAMES / step, 3), share_of_ideal=round(five.fps * step / BLOCK_FRAMES, 4),
                          one_device_fps=round(one.fps, 3), speed_up=round(five.fps / one.fps, 3), speed_up_limit=round(times.total / step, 3),
@@ -844,10 +869,10 @@ def bench_emulated(config:TPPConfig, stages=(.1, .2, .3), n_blocks:int=40)->list
                          first_frame_s=round(five.first_frame_s, 3), first_frame_simulated_s=round(model.first_frame_s, 3)))
     return rows
 
-# %% ../../nbs/43_stream.distributed.ipynb #dc91d2a1
+# %% ../../nbs/43_stream.distributed.ipynb #7e7739f6
 def leftovers(config:TPPConfig)->list:
     "Processes of the last run that are still there."
-    return [int(s["pid"]) for s in Board(config.folder / "job", config.check().n_ranks).slots if s["pid"] and alive(int(s["pid"]))]
+    return [int(s["pid"]) for s in Board(config.folder / "job", config.check().n_ranks).slots if s["pid"] and process_state(int(s["pid"]))]
 
 def bench_faults(config:TPPConfig, ranks=range(5), kinds=("kill", "stop", "raise"), n_blocks:int=16, at:int=9, resume:bool=True)->list:
     "Break each rank in each way; how the job ends, and whether it can go on."
@@ -855,20 +880,20 @@ def bench_faults(config:TPPConfig, ranks=range(5), kinds=("kill", "stop", "raise
     for kind in kinds:
         for rank in ranks:
             c, message = replace(config, name="fault", n_blocks=n_blocks, record=True, fault=[rank, at, kind]), ""
-            try: run_tpp(c, fork=True)
+            try: run_tpp(c)
             except TPPError as e: message, ended = str(e), time.time()
             broken = (c.folder / "job" / "fault").stat().st_mtime
             row = dict(fault=kind, rank=rank, seconds_to_end=round(ended - broken, 2), message=message.replace(config.outdir + "/", ""), orphans=len(leftovers(c)),
                        names_rank_and_block=f"rank {rank} " in message and f"block {at}" in message and "\n" not in message, frames_playable=len(read_video(c.video)[0]))
             if resume:
-                run = run_tpp(c, fork=True, fault=[], resume=True)
+                run = run_tpp(c, fault=[], resume=True)
                 kept, frames = run.kept, len(read_video(c.video)[0])
                 row |= dict(resumed_at=run.first, frames_joined=frames, complete=frames == 12 * n_blocks,
                             equal=torch.equal(kept["latents"], judge["latents"][:, :, 3 * run.first:]) and torch.equal(kept["frames"], judge["frames"][12 * run.first:]))
             rows.append(row)
     return rows
 
-# %% ../../nbs/43_stream.distributed.ipynb #8fa62dfa
+# %% ../../nbs/43_stream.distributed.ipynb #3286ba2a
 def bench_tpp(json_path=None, quick:bool=False, preset:str="tiny", weights:str="", say=print)->dict:
     "All figures of chapters 42 and 43; prints them, and writes them to `json_path` if given. `quick`: a few of each kind."
     from liveavatar_nb.stream.tpp import plan, reproduce_paper, what_ifs
@@ -888,5 +913,5 @@ def bench_tpp(json_path=None, quick:bool=False, preset:str="tiny", weights:str="
     if json_path: Path(json_path).write_text(json.dumps(result, indent=1) + "\n")
     return result
 
-# %% ../../nbs/43_stream.distributed.ipynb #7f873f6d
+# %% ../../nbs/43_stream.distributed.ipynb #6708cf71
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())
