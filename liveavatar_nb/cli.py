@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TRAIN', 'BENCH', 'app', 'MORE', 'find', 'parse_settings', 'more_options', 'call', 'load_inputs', 'pieces', 'generate',
-           'device_name', 'commit', 'record', 'write_json', 'is_ours', 'main']
+           'generate_tpp', 'device_name', 'commit', 'record', 'write_json', 'is_ours', 'main']
 
-# %% ../nbs/46_cli.ipynb #5154524e
+# %% ../nbs/46_cli.ipynb #2e900575
 import ast
 import importlib
 import inspect
@@ -23,7 +23,7 @@ from typing import Annotated, Optional
 
 import typer
 
-# %% ../nbs/46_cli.ipynb #e786bc59
+# %% ../nbs/46_cli.ipynb #6905561d
 TRAIN = {"vae": "liveavatar_nb.train.vae:train_vae", "teacher": "liveavatar_nb.train.teacher:train_teacher",
          "forcing": "liveavatar_nb.train.forcing:train_forcing",
          "distill": "liveavatar_nb.train.distill:train_distill", "ode": "liveavatar_nb.train.ode:train_ode", "paths": "liveavatar_nb.train.ode:make_paths",
@@ -44,7 +44,7 @@ def find(
         raise ValueError(f"{name!r} is not part of this version: {module} is missing") from None
     except AttributeError: raise ValueError(f"{name!r} is not part of this version: {module} has no {function}") from None
 
-# %% ../nbs/46_cli.ipynb #dc9d0ae8
+# %% ../nbs/46_cli.ipynb #6d7d3f9a
 def parse_settings(
     pairs:list, # ["batch=2", "name=ada"]
 )->dict:
@@ -80,7 +80,7 @@ def call(function, options:dict):
         if strange: raise ValueError(f"{function.__name__} has no option {', '.join(strange)}: it knows {', '.join(known)}")
     return function(**options)
 
-# %% ../nbs/46_cli.ipynb #fb50ffac
+# %% ../nbs/46_cli.ipynb #7aa5f4ff
 def load_inputs(audio, image, text):
     "Read and check what people bring, cheapest first: samples, clean sentence. Raises `ValueError`s of one line."
     from liveavatar_nb.data.audio import load_audio
@@ -93,7 +93,7 @@ def pieces(samples, size=7680):
     "Cut sound into pieces as a microphone would deliver it; one block each."
     for i in range(0, len(samples), size): yield samples[i:i + size]
 
-# %% ../nbs/46_cli.ipynb #e3c7c28f
+# %% ../nbs/46_cli.ipynb #842bf6ba
 def generate(
     audio:str|Path, # a voice: wav, flac, mp3, ...
     image:str|Path, # a portrait: png, jpg, ...
@@ -135,7 +135,31 @@ def generate(
                 frames=done, seconds=round(done / 25, 3), audio_seconds=round(len(samples) / 16000, 3), fps=round(done / took, 2),
                 first_frame_s=round(first or 0, 3), load_s=round(loaded - start, 3), took_s=round(took, 3), **options)
 
-# %% ../nbs/46_cli.ipynb #7d82827f
+# %% ../nbs/46_cli.ipynb #276ed8e1
+def generate_tpp(
+    tpp:str, # number of processes, or a placement like "01|23|D"
+    audio, image, text="", outdir="outputs", name="demo", preset="pico", seed=0,
+    steps:int=4,
+    resume:bool=False, # go on where an earlier run stopped
+)->dict: # seconds, frames, fps, first_frame_s, files, ...
+    "As `generate`, by a pipeline of processes."
+    import av
+    from liveavatar_nb.stream.distributed import TPPConfig, run_tpp
+    from liveavatar_nb.stream.tpp import Placement
+    from liveavatar_nb.stream.writer import Thumbnails, save_image
+    placement = str(Placement.spread(int(tpp), steps)) if tpp.isdigit() else tpp
+    run = run_tpp(TPPConfig(str(audio), str(image), text, str(outdir), name, preset, placement=placement, seed=seed, resume=resume))
+    thumbs, frames, video = Thumbnails(), 0, Path(outdir)/f"{name}.mp4"
+    with av.open(str(video)) as film:
+        for frame in film.decode(video=0): thumbs.add([frame.to_ndarray(format="rgb24")]); frames += 1
+    save_image(Path(outdir)/f"{name}.png", thumbs.sheet())
+    rows = run.schedule.rows
+    took = run.schedule.makespan if rows else 0
+    return dict(video=str(video), sheet=str(Path(outdir)/f"{name}.png"), preset=preset, seed=seed, text=text, placement=placement, first_block=run.first,
+                frames=frames, seconds=round(frames / 25, 3), fps=round(12 * (run.n_blocks - run.first) / took if took else 0, 2),
+                first_frame_s=round(min((r.end for r in rows if r.kind == "decode"), default=0), 3), took_s=round(run.seconds, 3))
+
+# %% ../nbs/46_cli.ipynb #a74f68cf
 def device_name()->str:
     "The machine in words, as far as it tells: processor, cores, accelerator."
     cpu = platform.processor() or platform.machine()
@@ -168,7 +192,7 @@ def write_json(path, data):
     try: part.write_text(text + "\n", encoding="utf-8"); os.replace(part, path)
     except OSError as e: part.unlink(missing_ok=True); raise OutputError(f"can't write {path}: {e.strerror}") from None
 
-# %% ../nbs/46_cli.ipynb #e95b0aaa
+# %% ../nbs/46_cli.ipynb #55f3c96d
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="One portrait, a voice and a sentence become an endless talking video.")
 _argv = []  # what main() was called with, for records
@@ -176,7 +200,7 @@ _argv = []  # what main() was called with, for records
 @app.callback()
 def _options(traceback:Annotated[bool, typer.Option("--traceback", help="show where an error came from")]=False): pass
 
-# %% ../nbs/46_cli.ipynb #a25433ae
+# %% ../nbs/46_cli.ipynb #7de6a042
 @app.command("generate")
 def _generate(
     audio:Annotated[Path, typer.Option(help="the voice: wav, flac, mp3, ...")],
@@ -188,15 +212,20 @@ def _generate(
     seed:Annotated[int, typer.Option(help="same seed, same video")]=0,
     steps:Annotated[Optional[int], typer.Option(help="denoising steps a block (default: the preset's)")]=None,
     guidance:Annotated[Optional[float], typer.Option(help="guidance weight, 1 is off (default: the preset's)")]=None,
+    tpp:Annotated[str, typer.Option(help='run as a pipeline of so many processes, or with a placement like "01|23|D"')]="",
+    resume:Annotated[bool, typer.Option("--resume", help="with --tpp: go on with a film that was cut short")]=False,
     json:Annotated[Optional[Path], typer.Option("--json", help="write times and sizes here (- for the screen)")]=None,
 ):
     "Turn a portrait, a voice and a sentence into a talking video."
+    if resume and not tpp: raise ValueError("--resume is for runs with --tpp: give both")
+    if tpp and guidance is not None: raise ValueError("--guidance can't be used with --tpp: the weights' own is used")
     options = {k: v for k, v in dict(steps=steps, guidance=guidance).items() if v is not None}
-    report = generate(audio, image, text, outdir, name, preset, seed, progress=sys.stderr.isatty(), **options)
+    if tpp: report = generate_tpp(tpp, audio, image, text, outdir, name, preset, seed, steps or 4, resume)
+    else: report = generate(audio, image, text, outdir, name, preset, seed, progress=sys.stderr.isatty(), **options)
     if json: write_json(json, record(report, _argv))
     if str(json) != "-": print(f"{report['video']}: {report['seconds']:.2f} s, {report['fps']:.1f} frames/s, first frame after {report['first_frame_s']:.2f} s")
 
-# %% ../nbs/46_cli.ipynb #8fb5d3a6
+# %% ../nbs/46_cli.ipynb #64342ec6
 @app.command("demo")
 def _demo(
     outdir:Annotated[Path, typer.Option(help="folder for demo.mp4 and demo.png")]=Path("outputs"),
@@ -224,7 +253,7 @@ def _train(
     options = dict(out=out, preset=preset, steps=steps, minutes=minutes, seed=seed, resume=resume or None)
     call(find(TRAIN, part), {**options, **more_options(ctx.args), **parse_settings(settings)})
 
-# %% ../nbs/46_cli.ipynb #d5f2a1e6
+# %% ../nbs/46_cli.ipynb #07a0f41a
 @app.command("bench", context_settings=MORE)
 def _bench(
     ctx:typer.Context,
@@ -240,18 +269,20 @@ def _bench(
 
 @app.command("plan")
 def _plan(
-    devices:Annotated[int, typer.Option(help="how many devices")]=5,
+    devices:Annotated[str, typer.Option(help="e.g. 4xA100-80G, 3xH100+2xH200, 2xRTX4090")]="5xH800",
+    preset:Annotated[str, typer.Option(help="wan-s2v-14b, or with measured times nano, pico")]="wan-s2v-14b",
+    goal:Annotated[str, typer.Option(help="throughput | latency")]="throughput",
+    precision:Annotated[str, typer.Option(help="bf16 | fp8 | auto")]="auto",
     steps:Annotated[int, typer.Option(help="denoising steps a block")]=4,
-    step:Annotated[float, typer.Option(help="seconds of one denoising step")]=.2655,
-    decode:Annotated[float, typer.Option(help="seconds of one block's decode")]=.137,
-    blocks:Annotated[int, typer.Option(help="blocks to simulate")]=32,
+    size:Annotated[str, typer.Option(help="frame size, e.g. 720x400 (default: the preset's)")]="",
+    step_ms:Annotated[float, typer.Option(help="measured milliseconds of one step; with --decode-ms")]=0.,
+    decode_ms:Annotated[float, typer.Option(help="measured milliseconds of one block's decode")]=0.,
 ):
-    "Plan the pipeline over devices (default: five H800)."
-    from liveavatar_nb.stream.tpp import Placement, StageTimes, simulate
-    times = StageTimes.uniform(steps, step, decode)
-    print(simulate(times, Placement.spread(devices, steps, decode / step if step else .5), blocks))
+    "Place steps and decode on devices, and forecast the result."
+    from liveavatar_nb.stream.tpp import plan_command
+    plan_command(devices, preset, goal, precision, steps, size, step_ms, decode_ms)
 
-# %% ../nbs/46_cli.ipynb #ff0a7a13
+# %% ../nbs/46_cli.ipynb #23f71a06
 def is_ours(error)->bool:
     "Is this an error that a user can do something about (one line is enough)?"
     return isinstance(error, (ValueError, OSError)) or type(error).__module__.startswith("liveavatar_nb.")
@@ -259,7 +290,7 @@ def is_ours(error)->bool:
 def _warn(message, category, *where):
     if issubclass(category, UserWarning): print(f"warning: {str(message).splitlines()[0]}", file=sys.stderr)
 
-# %% ../nbs/46_cli.ipynb #dccbbbf6
+# %% ../nbs/46_cli.ipynb #837a3197
 def main(
     argv:list|None=None, # default: what stands on the command line
 )->int: # exit code: 0 fine, 1 trouble, 2 wrong option, 130 Ctrl+C

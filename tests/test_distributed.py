@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from liveavatar_nb.stream.distributed import (DONE, WORKING, Board, TPPConfig, TPPError, bench_faults, find_fault, fragment_ends, launch, leftovers,
-                                              main, one_process, process_state, reopen_video, run_tpp)
+from liveavatar_nb.data.audio import save_wav
+from liveavatar_nb.stream.distributed import (DONE, WORKING, Board, TPPConfig, TPPError, bench_faults, find_fault, launch, leftovers,
+                                              main, one_process, process_state, run_tpp)
 from liveavatar_nb.stream.tpp import Placement, SinkPlan, StageTimes, simulate
-from liveavatar_nb.stream.writer import VideoWriter, read_video
+from liveavatar_nb.stream.writer import VideoWriter, fragment_ends, read_video
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the launcher forks: Linux or macOS")
 LATENT = 16 * 3 * 4 * 4 * 4  # bytes of one block's latent of the tiny preset
@@ -23,11 +24,10 @@ LATENT = 16 * 3 * 4 * 4 * 4  # bytes of one block's latent of the tiny preset
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    import soundfile
     from PIL import Image
     folder = tmp_path_factory.mktemp("tpp")
     t = np.arange(16000 * 6) / 16000
-    soundfile.write(folder / "voice.wav", (.3 * np.sin(1000 * t) * (np.sin(9 * t) > 0)).astype(np.float32), 16000)
+    save_wav(folder / "voice.wav", .3 * np.sin(1000 * t) * (np.sin(9 * t) > 0))
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(folder / "face.png")
     return TPPConfig(str(folder / "voice.wav"), str(folder / "face.png"), "calm", str(folder), preset="tiny", n_blocks=7, refresh_at=4,
                      checkpoint_every=2, record=True)
@@ -142,11 +142,11 @@ def test_a_film_goes_on_without_a_seam(tmp_path, cut, had, tail):
     write(VideoWriter(tmp_path / "cut.mp4", 32), 0, had)   # never closed
     with open(tmp_path / "cut.mp4", "ab") as f: f.write(tail)
     assert len(fragment_ends(tmp_path / "cut.mp4")) == had
-    write(reopen_video(tmp_path / "cut.mp4", 32, cut, lambda b: wave[7680 * b:7680 * b + 7680]), cut, 6).close()
+    write(VideoWriter.resume(tmp_path / "cut.mp4", 32, cut, lambda b: wave[7680 * b:7680 * b + 7680]), cut, 6).close()
     (a, sound_a), (b, sound_b) = read_video(tmp_path / "whole.mp4"), read_video(tmp_path / "cut.mp4")
     assert a.shape == b.shape and np.abs(a.astype(int) - b).max() <= 3
     assert sound_a.shape == sound_b.shape and np.abs(sound_b - sound_a).max() < .05, "no click at the joint"
-    with pytest.raises(ValueError, match="start again without --resume"): reopen_video(tmp_path / "cut.mp4", 32, 99, None)
+    with pytest.raises(ValueError, match="start again without --resume"): VideoWriter.resume(tmp_path / "cut.mp4", 32, 99, None)
 
 
 def test_emulated_devices_keep_time(config):
