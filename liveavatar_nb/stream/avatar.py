@@ -63,6 +63,7 @@ class AvatarStream:
             sink = avatar.vae.encode(to_video(portrait[None])).clone()
             _, self.decoder = avatar.vae.decode_chunk(sink)      # the portrait warms the decoder; its picture is not shown
             self.sampler.start(sink, prompt)
+        self.face = sink
     def push(self, samples):
         "Yield an AvatarClip for every block of sound that is complete; samples are float32 mono at 16 kHz, any number of them."
         for features, sound in self.features.push(check_samples(samples)): yield self.block(features, sound)
@@ -109,8 +110,26 @@ def restore(self:AvatarStream, state:dict, prompt:str)->"AvatarStream":
     f.stream.restore({k[4:]: v.numpy() for k, v in sound.items() if k.startswith("mel.")})
     return self
 
+# %% ../../nbs/45_stream.avatar.ipynb #48b2e545
+@patch
+@torch.inference_mode()
+def change(self:AvatarStream, steps:int=None, **settings)->"AvatarStream":
+    "Other settings from the next block on: `steps`, or any field of SamplerConfig but the guidance weight. The stream doesn't stop."
+    if steps is not None: settings["levels"] = self.avatar.levels(steps)
+    config, old = replace(self.config, **settings), self.sampler
+    if (config.weight == 1) != (old.config.weight == 1): raise ValueError("guidance can't be switched in a running stream: start a new one")
+    new = BlockSampler(self.avatar.dit, old.latent, config).start(self.face, self.prompt)
+    for stage, history in zip(new.stages, new.histories):
+        near = min(old.stages, key=lambda s: abs(s.sigma - stage.sigma))
+        history.restore(near.history.snapshot())
+    new.number, new.first = old.number, old.first
+    refreshed = config.refresh_at is not None and old.first is not None and old.number > config.refresh_at
+    new.set_sink(old.first if refreshed else self.face)
+    self.config, self.sampler = config, new
+    return self
+
 # %% ../../nbs/45_stream.avatar.ipynb #af5ff48d
-DEFAULT_WEIGHTS = {"pico": "pico_forcing"}
+DEFAULT_WEIGHTS = {"pico": "pico_student"}
 
 class LiveAvatar:
     "A VAE and a DiT of one preset, ready to stream."
@@ -151,7 +170,7 @@ def sampler_of(card:dict, p)->SamplerConfig:
 def levels(self:LiveAvatar, steps:int)->tuple:
     "Noise levels for another number of steps."
     if not isinstance(steps, int) or not 1 <= steps <= 200: raise ValueError(f"steps must be a whole number from 1 to 200, not {steps!r}")
-    return many_steps(steps).levels
+    return self.config.levels if steps == self.config.steps else many_steps(steps).levels
 
 @patch
 def portrait(self:LiveAvatar, image)->np.ndarray:
