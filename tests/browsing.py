@@ -1,0 +1,150 @@
+"""A real browser on a real JupyterLab or Voilà server, for tests/test_demo.py and for the recorded measurements."""
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         "--autoplay-policy=no-user-gesture-required", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+HOW = "no browser: install one (Debian: apt-get install chromium; anywhere: python -m playwright install chromium)"
+
+
+def find_browser():
+    "Path of an installed Chromium or Chrome; '' for Playwright's own; None if there is neither."
+    for name in BROWSERS:
+        if path := shutil.which(name):
+            return path
+    mac = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
+    if os.path.exists(mac):
+        return mac
+    try:
+        from playwright.sync_api import sync_playwright
+        with sync_playwright() as p:
+            return "" if os.path.exists(p.chromium.executable_path) else None
+    except Exception:
+        return None
+
+
+@contextmanager
+def browser(wav=None):
+    "A headless browser; its microphone plays `wav` over and over."
+    from playwright.sync_api import sync_playwright
+    path = find_browser()
+    flags = FLAGS + ([f"--use-file-for-fake-audio-capture={wav}"] if wav else [])
+    with sync_playwright() as p:
+        b = p.chromium.launch(executable_path=path or None, args=flags, ignore_default_args=["--mute-audio", "--hide-scrollbars"])
+        try:
+            yield b
+        finally:
+            b.close()
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@contextmanager
+def server(kind, folder, *more):
+    "JupyterLab ('lab') or Voilà ('voila') in `folder`; gives its address. Everything it writes lies in `folder`."
+    folder, port = Path(folder), free_port()
+    config = folder / ".config"
+    settings = config / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True, exist_ok=True)
+    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    env = dict(os.environ, JUPYTER_CONFIG_DIR=str(config), JUPYTER_DATA_DIR=str(folder / ".data"), JUPYTER_RUNTIME_DIR=str(folder / ".runtime"), IPYTHONDIR=str(folder / ".ipython"), OMP_NUM_THREADS="1")
+    command = {"lab": [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root", f"--ServerApp.root_dir={folder}",
+                       "--IdentityProvider.token=t", "--ServerApp.port_retries=0"],
+               "voila": [sys.executable, "-m", "voila", *more[:1], "--no-browser", "--Voila.ip=127.0.0.1", f"--port={port}", "--strip_sources=True"]}[kind]
+    if kind == "lab":
+        command += more
+    log = open(folder / f"{kind}.log", "wb")
+    process = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            try:
+                with socket.create_connection(("127.0.0.1", port), 1):
+                    break
+            except OSError:
+                if process.poll() is not None:
+                    raise RuntimeError((folder / f"{kind}.log").read_text()[-3000:]) from None
+                time.sleep(.25)
+        yield address
+    finally:
+        if kind == "lab":
+            for k in kernels(address):
+                call(address, f"/api/kernels/{k['id']}", "DELETE")
+        process.terminate()
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        log.close()
+
+
+def call(address, path, method="GET"):
+    request = urllib.request.Request(address + path, method=method, headers={"Authorization": "token t"})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as r:
+            return json.loads(r.read() or b"null")
+    except OSError:
+        return []
+
+
+def kernels(address):
+    return call(address, "/api/kernels") or []
+
+
+def rss(pid):
+    "Megabytes of a process."
+    import psutil
+    return psutil.Process(pid).memory_info().rss / 2**20
+
+
+def notebook(path, *cells):
+    cell = lambda i, s: dict(cell_type="code", id=f"c{i}", metadata={}, execution_count=None, outputs=[], source=s)
+    Path(path).write_text(json.dumps(dict(nbformat=4, nbformat_minor=5, metadata=dict(kernelspec=dict(name="python3", display_name="Python 3", language="python")),
+                                          cells=[cell(i, s) for i, s in enumerate(cells)])))
+
+
+def open_lab(page, address, name, timeout=120):
+    "Open a notebook in JupyterLab and run all its cells; returns when the player is there."
+    page.goto(f"{address}/lab/tree/{name}?reset&token=t")
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=1000 * timeout)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_text("Run All Cells", exact=True).click()
+    page.wait_for_selector(".lav-start", timeout=1000 * timeout)
+
+
+def stats(page, view=None):
+    "The player's own numbers."
+    return page.evaluate("""(view) => { const all = window.__liveavatar || {}; const s = view ? all[view] : Object.values(all).at(-1); if (!s) return null;
+      const { offsets, latencies, ...rest } = s; return { ...rest, offsets: offsets.slice(-3000), latencies: latencies.slice(-3000) }; }""", view)
+
+
+def wait(condition, seconds=30, step=.1, what="condition"):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(step)
+    raise TimeoutError(f"{what}: not within {seconds} s")
+
+
+def status(page):
+    return page.locator(".lav-note").first.text_content()
+
+
+def loaded(page, seconds=120):
+    "Weights warm: the page invites to start."
+    wait(lambda: "Press Start" in (status(page) or ""), seconds, what="weights loaded")
