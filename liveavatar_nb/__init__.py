@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/index.ipynb #2c84cbf3
+# %% ../nbs/index.ipynb #96d249b0
 def __getattr__(name):
     "`from liveavatar_nb import LiveAvatar`, imported when it is asked for: `import liveavatar_nb` stays quick."
     if name == "LiveAvatar":

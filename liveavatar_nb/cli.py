@@ -6,7 +6,7 @@
 __all__ = ['TRAIN', 'BENCH', 'app', 'MORE', 'find', 'parse_settings', 'more_options', 'call', 'load_inputs', 'pieces', 'generate',
            'generate_tpp', 'device_name', 'commit', 'record', 'write_json', 'is_ours', 'main']
 
-# %% ../nbs/46_cli.ipynb #2e900575
+# %% ../nbs/46_cli.ipynb #0c852e55
 import ast
 import importlib
 import inspect
@@ -23,7 +23,7 @@ from typing import Annotated, Optional
 
 import typer
 
-# %% ../nbs/46_cli.ipynb #6905561d
+# %% ../nbs/46_cli.ipynb #f0329fb5
 TRAIN = {"vae": "liveavatar_nb.train.vae:train_vae", "teacher": "liveavatar_nb.train.teacher:train_teacher",
          "forcing": "liveavatar_nb.train.forcing:train_forcing",
          "distill": "liveavatar_nb.train.distill:train_distill", "ode": "liveavatar_nb.train.ode:train_ode", "paths": "liveavatar_nb.train.ode:make_paths",
@@ -44,7 +44,7 @@ def find(
         raise ValueError(f"{name!r} is not part of this version: {module} is missing") from None
     except AttributeError: raise ValueError(f"{name!r} is not part of this version: {module} has no {function}") from None
 
-# %% ../nbs/46_cli.ipynb #6d7d3f9a
+# %% ../nbs/46_cli.ipynb #22aeaea3
 def parse_settings(
     pairs:list, # ["batch=2", "name=ada"]
 )->dict:
@@ -80,7 +80,7 @@ def call(function, options:dict):
         if strange: raise ValueError(f"{function.__name__} has no option {', '.join(strange)}: it knows {', '.join(known)}")
     return function(**options)
 
-# %% ../nbs/46_cli.ipynb #7aa5f4ff
+# %% ../nbs/46_cli.ipynb #9ffb254c
 def load_inputs(audio, image, text):
     "Read and check what people bring, cheapest first: samples, clean sentence. Raises `ValueError`s of one line."
     from liveavatar_nb.data.audio import load_audio
@@ -93,7 +93,7 @@ def pieces(samples, size=7680):
     "Cut sound into pieces as a microphone would deliver it; one block each."
     for i in range(0, len(samples), size): yield samples[i:i + size]
 
-# %% ../nbs/46_cli.ipynb #842bf6ba
+# %% ../nbs/46_cli.ipynb #cb6c736d
 def generate(
     audio:str|Path, # a voice: wav, flac, mp3, ...
     image:str|Path, # a portrait: png, jpg, ...
@@ -135,7 +135,7 @@ def generate(
                 frames=done, seconds=round(done / 25, 3), audio_seconds=round(len(samples) / 16000, 3), fps=round(done / took, 2),
                 first_frame_s=round(first or 0, 3), load_s=round(loaded - start, 3), took_s=round(took, 3), **options)
 
-# %% ../nbs/46_cli.ipynb #276ed8e1
+# %% ../nbs/46_cli.ipynb #36cf65f0
 def generate_tpp(
     tpp:str, # number of processes, or a placement like "01|23|D"
     audio, image, text="", outdir="outputs", name="demo", preset="pico", seed=0,
@@ -159,7 +159,7 @@ def generate_tpp(
                 frames=frames, seconds=round(frames / 25, 3), fps=round(12 * (run.n_blocks - run.first) / took if took else 0, 2),
                 first_frame_s=round(min((r.end for r in rows if r.kind == "decode"), default=0), 3), took_s=round(run.seconds, 3))
 
-# %% ../nbs/46_cli.ipynb #a74f68cf
+# %% ../nbs/46_cli.ipynb #6011e98c
 def device_name()->str:
     "The machine in words, as far as it tells: processor, cores, accelerator."
     cpu = platform.processor() or platform.machine()
@@ -192,7 +192,7 @@ def write_json(path, data):
     try: part.write_text(text + "\n", encoding="utf-8"); os.replace(part, path)
     except OSError as e: part.unlink(missing_ok=True); raise OutputError(f"can't write {path}: {e.strerror}") from None
 
-# %% ../nbs/46_cli.ipynb #55f3c96d
+# %% ../nbs/46_cli.ipynb #e46bb616
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="One portrait, a voice and a sentence become an endless talking video.")
 _argv = []  # what main() was called with, for records
@@ -200,7 +200,7 @@ _argv = []  # what main() was called with, for records
 @app.callback()
 def _options(traceback:Annotated[bool, typer.Option("--traceback", help="show where an error came from")]=False): pass
 
-# %% ../nbs/46_cli.ipynb #7de6a042
+# %% ../nbs/46_cli.ipynb #b2f38f65
 @app.command("generate")
 def _generate(
     audio:Annotated[Path, typer.Option(help="the voice: wav, flac, mp3, ...")],
@@ -225,15 +225,16 @@ def _generate(
     if json: write_json(json, record(report, _argv))
     if str(json) != "-": print(f"{report['video']}: {report['seconds']:.2f} s, {report['fps']:.1f} frames/s, first frame after {report['first_frame_s']:.2f} s")
 
-# %% ../nbs/46_cli.ipynb #64342ec6
+# %% ../nbs/46_cli.ipynb #25d6e0a9
 @app.command("demo")
 def _demo(
-    outdir:Annotated[Path, typer.Option(help="folder for demo.mp4 and demo.png")]=Path("outputs"),
     preset:Annotated[str, typer.Option(help="pico, nano, ...")]="pico",
+    port:Annotated[int, typer.Option(help="the page is at http://localhost:PORT")]=8866,
+    browser:Annotated[bool, typer.Option(help="open a browser")]=True,
 ):
-    "Make a talking video from the shipped samples."
-    from liveavatar_nb.data.portrait import sample_path
-    _generate(sample_path("hello.wav"), sample_path("ada.png"), "calm, smiling", outdir, preset=preset)
+    "Serve the interactive demo as a web page, until Ctrl+C."
+    from liveavatar_nb.demo.app import serve
+    return serve(preset, port, browser)
 
 MORE = dict(allow_extra_args=True, ignore_unknown_options=True)   # the rest goes to the called function, which knows its own options
 
@@ -253,7 +254,7 @@ def _train(
     options = dict(out=out, preset=preset, steps=steps, minutes=minutes, seed=seed, resume=resume or None)
     call(find(TRAIN, part), {**options, **more_options(ctx.args), **parse_settings(settings)})
 
-# %% ../nbs/46_cli.ipynb #07a0f41a
+# %% ../nbs/46_cli.ipynb #d976e545
 @app.command("bench", context_settings=MORE)
 def _bench(
     ctx:typer.Context,
@@ -282,7 +283,7 @@ def _plan(
     from liveavatar_nb.stream.tpp import plan_command
     plan_command(devices, preset, goal, precision, steps, size, step_ms, decode_ms)
 
-# %% ../nbs/46_cli.ipynb #23f71a06
+# %% ../nbs/46_cli.ipynb #aad2a291
 def is_ours(error)->bool:
     "Is this an error that a user can do something about (one line is enough)?"
     return isinstance(error, (ValueError, OSError)) or type(error).__module__.startswith("liveavatar_nb.")
@@ -290,7 +291,7 @@ def is_ours(error)->bool:
 def _warn(message, category, *where):
     if issubclass(category, UserWarning): print(f"warning: {str(message).splitlines()[0]}", file=sys.stderr)
 
-# %% ../nbs/46_cli.ipynb #837a3197
+# %% ../nbs/46_cli.ipynb #0bc43871
 def main(
     argv:list|None=None, # default: what stands on the command line
 )->int: # exit code: 0 fine, 1 trouble, 2 wrong option, 130 Ctrl+C
