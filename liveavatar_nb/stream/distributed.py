@@ -11,7 +11,7 @@ __all__ = ['TINY', 'STATES', 'STARTING', 'WORKING', 'WAITING', 'DONE', 'KINDS', 
            'Starter', 'serve', 'run_tpp', 'same_bits', 'bench_equality', 'bench_emulated', 'leftovers', 'bench_faults',
            'bench_tpp']
 
-# %% ../../nbs/43_stream.distributed.ipynb #a7697af8
+# %% ../../nbs/43_stream.distributed.ipynb #3e585e04
 import argparse, atexit, hashlib, json, os, shutil, signal, subprocess, sys, tempfile, threading, time
 from collections import Counter, deque
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ from .writer import VideoWriter, check_writable, read_video
 from ..train.latents import AUDIO_HISTORY, audio_window
 from ..train.vae import to_video
 
-# %% ../../nbs/43_stream.distributed.ipynb #112eeaab
+# %% ../../nbs/43_stream.distributed.ipynb #52adfecf
 class TPPError(RuntimeError):
     "A pipeline run ended early; one line that names rank and block."
 
@@ -66,7 +66,7 @@ class TPPConfig:
     job_patience_s: float = 6.      # a job may take ten times the longest one so far, and at least this
     startup_s: float = 120.         # loading, connecting, and the first job; so long a living rank may be silent
 
-# %% ../../nbs/43_stream.distributed.ipynb #d1223435
+# %% ../../nbs/43_stream.distributed.ipynb #5bac54f4
 @patch(as_prop=True)
 def folder(self:TPPConfig)->Path:
     "Where checkpoints and notes lie, beside the film."
@@ -93,7 +93,7 @@ def check(self:TPPConfig)->Placement:
     if wrong: raise ValueError(f"{self.video.name} was begun with another {', '.join(wrong)}: give the same, or start without --resume")
     return place
 
-# %% ../../nbs/43_stream.distributed.ipynb #26f81dec
+# %% ../../nbs/43_stream.distributed.ipynb #972e5a9e
 TINY = Preset("tiny", (32, 32), DiTConfig(dim=48, ffn_dim=96, heads=2, layers=2, inject_layers=(0,), cond_dim=16, reference=True), VAEConfig(dim=8, dim_mult=(1, 2, 2)))
 
 def get_preset(name:str)->Preset:
@@ -121,7 +121,7 @@ def load_vae(config:TPPConfig)->VideoVAE:
     "The VAE of a run."
     return _random(lambda: VideoVAE(get_preset(config.preset).vae)) if config.random else load_weights("nano_vae")
 
-# %% ../../nbs/43_stream.distributed.ipynb #6a039fc8
+# %% ../../nbs/43_stream.distributed.ipynb #74427f6e
 def sampler_config(config:TPPConfig)->SamplerConfig:
     """The sampler's settings: those on the weights' card, official noise levels if it has none for this number of steps.
     The history is always at each step's own noise level: no other policy can be pipelined."""
@@ -133,7 +133,7 @@ def sampler_config(config:TPPConfig)->SamplerConfig:
     base = dict(levels=tuple(levels or official_sigmas(n).tolist()), window_frames=p.window_frames, block_frames=p.block_frames, sink_distance=p.dit.sink_distance)
     return SamplerConfig(**base | kept, refresh_at=config.refresh_at or None, seed=config.seed)
 
-# %% ../../nbs/43_stream.distributed.ipynb #87a5acff
+# %% ../../nbs/43_stream.distributed.ipynb #47393c16
 class Sound:
     "The sound of a run in blocks: features with their history, and samples for the film."
     def __init__(self, config:TPPConfig):
@@ -147,7 +147,7 @@ class Sound:
         "Samples of block `b`; the last block ends where the sound ends."
         return self.samples[b * BLOCK_FRAMES * 640:(b + 1) * BLOCK_FRAMES * 640]
 
-# %% ../../nbs/43_stream.distributed.ipynb #4b66ccc8
+# %% ../../nbs/43_stream.distributed.ipynb #5d739cac
 def portrait_video(config:TPPConfig)->torch.Tensor:
     "The portrait as a film of one frame, (1, 3, 1, H, W) in [-1, 1]."
     return to_video(load_portrait(config.image, get_preset(config.preset).size[0])[None])
@@ -156,7 +156,7 @@ def to_frames(video:torch.Tensor)->np.ndarray:
     "(1, 3, T, H, W) about [-1, 1] to (T, H, W, 3) uint8."
     return ((video[0].permute(1, 2, 3, 0).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
 
-# %% ../../nbs/43_stream.distributed.ipynb #1c47858b
+# %% ../../nbs/43_stream.distributed.ipynb #ff269c07
 @torch.no_grad()
 def one_process(config:TPPConfig)->dict:
     "The same film in this process: {latents (1, 16, F, h, w), frames (n, H, W, 3)}."
@@ -170,7 +170,7 @@ def one_process(config:TPPConfig)->dict:
         frames.append(to_frames(video))
     return dict(latents=torch.cat(latents, 2), frames=torch.from_numpy(np.concatenate(frames)))
 
-# %% ../../nbs/43_stream.distributed.ipynb #7451827d
+# %% ../../nbs/43_stream.distributed.ipynb #e2db8cde
 class PeerLost(RuntimeError):
     "A neighbour is gone; somebody else knows why."
 
@@ -190,7 +190,7 @@ class Outbox:
     def flush(self):
         while self.flying: self._finish()
 
-# %% ../../nbs/43_stream.distributed.ipynb #f1b3d32a
+# %% ../../nbs/43_stream.distributed.ipynb #9f455842
 class Inbox:
     "Non-blocking receives from one rank: the next message has a buffer waiting before it is asked for."
     def __init__(self, src:int, shape:tuple, dtype=torch.float32, total:int=1, device="cpu", group=None):
@@ -209,7 +209,7 @@ class Inbox:
         self._post()
         return buffer.to(self.device)
 
-# %% ../../nbs/43_stream.distributed.ipynb #c5ffffb0
+# %% ../../nbs/43_stream.distributed.ipynb #70142281
 STATES = STARTING, WORKING, WAITING, DONE = range(4)
 _SLOT = np.dtype([(k, "f8") for k in ("beat", "since", "longest")] + [(k, "i8") for k in ("pid", "state", "block", "step", "written")])
 
@@ -235,7 +235,7 @@ class Board:
         except FileExistsError: return False
         finally: draft.unlink()
 
-# %% ../../nbs/43_stream.distributed.ipynb #fc3f2306
+# %% ../../nbs/43_stream.distributed.ipynb #cdf72092
 def process_state(pid:int)->str:
     "R running, S or D waiting, T stopped; '' = gone or a zombie; ? = there, but this system doesn't tell more."
     try: letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -261,7 +261,7 @@ def find_fault(board:Board, config:TPPConfig, now:float, began:float, me:int=-1)
         elif s["state"] == WORKING and busy > limit: return rank, f"hangs ({busy:.1f} s in one job)"
     return None
 
-# %% ../../nbs/43_stream.distributed.ipynb #04ce4880
+# %% ../../nbs/43_stream.distributed.ipynb #02412544
 class Watch(threading.Thread):
     "A thread in each rank: gives signs of life, watches the others, ends the process when there is a verdict."
     def __init__(self, board:Board, config:TPPConfig, rank:int=-1):
@@ -297,7 +297,7 @@ class Watch(threading.Thread):
         sys.stderr.flush(); sys.stdout.flush()
         os._exit(1)
 
-# %% ../../nbs/43_stream.distributed.ipynb #3144d0c2
+# %% ../../nbs/43_stream.distributed.ipynb #ee073d04
 @patch
 def accuse(self:Watch, rank:int, why:str, hint:bool=True):
     "Say once, in one line, which rank failed at which block, and end it if it still lives."
@@ -312,7 +312,7 @@ def accuse(self:Watch, rank:int, why:str, hint:bool=True):
     pid = int(s["pid"])
     if pid and pid != os.getpid() and process_state(pid): os.kill(pid, signal.SIGKILL)
 
-# %% ../../nbs/43_stream.distributed.ipynb #ace9eb06
+# %% ../../nbs/43_stream.distributed.ipynb #ff31ae75
 class Engine:
     "One rank: connects, loads only what it needs, works through its list of jobs."
     def __init__(self, config:TPPConfig, rank:int, watch:Watch):
@@ -346,7 +346,7 @@ def inject(kind:str, folder:Path):
         while True: time.sleep(1)
     if kind == "raise": raise RuntimeError("injected fault")
 
-# %% ../../nbs/43_stream.distributed.ipynb #e6f5c158
+# %% ../../nbs/43_stream.distributed.ipynb #17ddc1b5
 @patch
 def setup(self:Engine):
     "Load, connect the wires, agree on the portrait's latent and on the clock."
@@ -385,7 +385,7 @@ def connected(call):
     try: return call()
     except RuntimeError as e: raise PeerLost(str(e)) from None
 
-# %% ../../nbs/43_stream.distributed.ipynb #a2cdb7fd
+# %% ../../nbs/43_stream.distributed.ipynb #c1344c76
 @patch
 def step(self:Engine, job):
     "One denoising step of one block; the latent comes from the neighbour, or from noise, and goes on."
@@ -428,7 +428,7 @@ def decode(self:Engine, job):
         self.write(job.block, frames, x)
     self.checkpoint(job.block, {"decode": {f"state{i}": t for i, t in enumerate(self.state)}} if self.due(job.block) else {})
 
-# %% ../../nbs/43_stream.distributed.ipynb #c86f9a86
+# %% ../../nbs/43_stream.distributed.ipynb #367034ab
 @patch
 def prefill(self:Engine, job):
     "Keys and values of the sink; shared with the other denoising ranks if the plan says so."
@@ -458,7 +458,7 @@ def put_sink(self:Engine, kv, offsets, latent):
         shapes = [(tuple(t.shape), t.dtype) for t in (pack(kv, offsets, latent).values() if self.config.share else [latent])]
         self.coming = self.expect("sink kv" if self.config.share else "sink latent", True, shapes)
 
-# %% ../../nbs/43_stream.distributed.ipynb #89db7d59
+# %% ../../nbs/43_stream.distributed.ipynb #56e9f461
 def pack(kv, offsets, latent)->dict:
     "A sink as three tensors."
     return dict(kv=torch.stack([torch.stack([a.k, a.v]) for a in kv]), offsets=offsets.cpu(), latent=latent)
@@ -467,7 +467,7 @@ def unpack(sink:dict, device)->tuple:
     "Three tensors as a sink; each layer gets memory of its own."
     return [LayerKV(a[0].clone(), a[1].clone()) for a in sink["kv"].to(device)], sink["offsets"].clone(), sink["latent"].to(device)
 
-# %% ../../nbs/43_stream.distributed.ipynb #efbdba25
+# %% ../../nbs/43_stream.distributed.ipynb #c9c0e4a7
 KINDS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 @patch
@@ -492,7 +492,7 @@ def expect(self:Engine, what:str, last:bool, shapes=None):
         return dict(zip(names, [b.take() for b in boxes]))
     return wait
 
-# %% ../../nbs/43_stream.distributed.ipynb #d080b418
+# %% ../../nbs/43_stream.distributed.ipynb #22c783c5
 def save_tensors(path:Path, tensors:dict):
     "Write a safetensors file under another name, then rename it: it is there whole or not at all."
     from safetensors.torch import save_file
@@ -527,7 +527,7 @@ def restore_point(config:TPPConfig, placement:Placement)->int:
     common = set.intersection(*(saved(part) for part in ["decode"] + [f"step{k}" for k in range(placement.n_steps)]))
     return max(common, default=-1) + 1
 
-# %% ../../nbs/43_stream.distributed.ipynb #ff402cc0
+# %% ../../nbs/43_stream.distributed.ipynb #d920a62d
 @patch
 def restore(self:Engine):
     "Every stage as it was after block `first - 1`."
@@ -563,7 +563,7 @@ def prepare(config:TPPConfig):
     config.folder.mkdir(parents=True, exist_ok=True)
     (config.folder / "run.json").write_text(json.dumps(fingerprint(config)))
 
-# %% ../../nbs/43_stream.distributed.ipynb #8f3f988c
+# %% ../../nbs/43_stream.distributed.ipynb #d1af5a15
 @patch
 def open_video(self:Engine):
     "Warm the decoder with the portrait; open the film, or go on with it."
@@ -598,7 +598,7 @@ def close(self:Engine):
     (self.config.folder / "run.json").write_text(json.dumps(run_note(self.config) | dict(done=True)))
     for f in self.config.folder.glob("*-*.safetensors"): f.unlink()
 
-# %% ../../nbs/43_stream.distributed.ipynb #86feb276
+# %% ../../nbs/43_stream.distributed.ipynb #b665dd24
 @torch.no_grad()
 def run_rank(config:TPPConfig, rank:int, board:Board, init:str)->int:
     "The life of one rank; returns its exit code."
@@ -627,7 +627,7 @@ def run_rank(config:TPPConfig, rank:int, board:Board, init:str)->int:
     finally: watch.over.set()
     return 1
 
-# %% ../../nbs/43_stream.distributed.ipynb #9924d16c
+# %% ../../nbs/43_stream.distributed.ipynb #b165454c
 def launch(config:TPPConfig)->int:
     "Fork one process per rank, watch over them, return the exit code. No process outlives this function."
     threads = len(os.listdir("/proc/self/task")) if os.path.exists("/proc/self/task") else threading.active_count()
@@ -664,7 +664,7 @@ def launch(config:TPPConfig)->int:
     for s, handler in before.items(): signal.signal(s, handler)
     return max(abs(code) for code in codes.values()) and 1
 
-# %% ../../nbs/43_stream.distributed.ipynb #f1d6aa38
+# %% ../../nbs/43_stream.distributed.ipynb #c1e7bef3
 def read_arguments(argv=None)->TPPConfig:
     "Settings from the command line, over those of a `--config` file; under torchrun the placement fits the number of processes."
     parser = argparse.ArgumentParser(prog="liveavatar_nb.stream.distributed", description="Stream a talking video through a pipeline of processes.")
@@ -698,7 +698,7 @@ def main(argv=None)->int:
     sys.stdout.flush(); sys.stderr.flush()
     os._exit(code)
 
-# %% ../../nbs/43_stream.distributed.ipynb #e64780d2
+# %% ../../nbs/43_stream.distributed.ipynb #616b7fcd
 @dataclass
 class TPPResult:
     "A finished run."
@@ -724,7 +724,7 @@ def collect(config:TPPConfig, seconds:float)->TPPResult:
     return TPPResult(config, Schedule(place, rows, notes[0]["n_blocks"], None, moved), moved, [n["parameters"] for n in notes],
                      notes[0]["n_blocks"], notes[0]["first"], seconds)
 
-# %% ../../nbs/43_stream.distributed.ipynb #428e131a
+# %% ../../nbs/43_stream.distributed.ipynb #718d6bc2
 class Starter:
     "A process that has loaded the libraries and never runs a second thread: the safe place to fork from."
     def __init__(self):
@@ -763,7 +763,7 @@ def serve()->int:
         print(launch(config), file=answers, flush=True)
     return 0
 
-# %% ../../nbs/43_stream.distributed.ipynb #54222580
+# %% ../../nbs/43_stream.distributed.ipynb #7ddda5b5
 _starters = []
 
 def run_tpp(config:TPPConfig|None=None,
@@ -785,7 +785,7 @@ def run_tpp(config:TPPConfig|None=None,
         raise TPPError(verdict["message"] if verdict else (log.read_text().strip().splitlines() or ["tpp: failed without a word"])[-1])
     return collect(config, time.monotonic() - began)
 
-# %% ../../nbs/43_stream.distributed.ipynb #4c2d19a4
+# %% ../../nbs/43_stream.distributed.ipynb #be98f7b2
 def _sample_inputs(folder:Path)->dict:
     "A voice and a portrait for benchmarks: 30 s of a gliding tone, a random picture."
     from PIL import Image
@@ -813,7 +813,7 @@ def bench_equality(config:TPPConfig, n_blocks:int=52, choices=EVERY)->dict:
     return dict(preset=config.preset, n_blocks=n_blocks, refresh_at=config.refresh_at, placements=rows, all_equal=all(r["equal"] for r in rows), latent_bytes=latent,
                 only_the_latent=all(n == latent for r in rows for n in r["latent_bytes_per_block_and_hop"].values()), parameters_per_rank=run.parameters)
 
-# %% ../../nbs/43_stream.distributed.ipynb #972ddc16
+# %% ../../nbs/43_stream.distributed.ipynb #b57cd19a
 def bench_emulated(config:TPPConfig, stages=(.1, .2, .3), n_blocks:int=40)->list:
     "Emulated devices: measured throughput, speed-up over one device, and the simulation beside it."
     rows = []
@@ -831,7 +831,7 @@ def bench_emulated(config:TPPConfig, stages=(.1, .2, .3), n_blocks:int=40)->list
                          steps_over_time=sum(x > .02 * step for x in late), load_average=round(os.getloadavg()[0], 2)))
     return rows
 
-# %% ../../nbs/43_stream.distributed.ipynb #fabf6dcb
+# %% ../../nbs/43_stream.distributed.ipynb #2fb2470c
 def leftovers(config:TPPConfig)->list:
     "Processes of the last run that are still there."
     return [int(s["pid"]) for s in Board(config.folder / "job", config.check().n_ranks).slots if s["pid"] and process_state(int(s["pid"]))]
@@ -852,7 +852,7 @@ def bench_faults(config:TPPConfig, ranks=range(5), kinds=("kill", "stop", "raise
                              resumed_at=run.first, frames_joined=len(frames), complete=len(frames) == 12 * n_blocks and abs(len(sound) - 7680 * n_blocks) < 400, equal=same_bits(run, judge)))
     return rows
 
-# %% ../../nbs/43_stream.distributed.ipynb #2d7f0383
+# %% ../../nbs/43_stream.distributed.ipynb #f32706ab
 ASSUMPTIONS = ("12 video frames a block; FPS over 875 blocks with fill and sink refresh; TTFF as in App. D: half a frame of waiting, then one block's latency in the running pipeline",
                "stage times are inferred, the paper prints none: step 0.575 s = 12 / 20.88 and decode the same before kernel optimisation; step 0.2655 s = 12 / 45.2 and decode 0.137 s (from TTFF 1.21 s) after it",
                "send and receive block, as in the released code (no buffers); wires cost nothing; the sink's prefill costs 0.57 of a step, and the pipeline drains once after four blocks",
@@ -887,5 +887,5 @@ def bench_tpp(preset:str="pico", quick:bool=False, say=print)->dict:
     finally: shutil.rmtree(folder, ignore_errors=True)
     return result
 
-# %% ../../nbs/43_stream.distributed.ipynb #e80bc351
+# %% ../../nbs/43_stream.distributed.ipynb #322756d3
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())
