@@ -109,7 +109,7 @@ def take(self:Voices):
             if have < self.block: return None
             heard = self.pieces[0][1]
             sound = np.concatenate([s for s, _ in self.pieces])
-            rest, last = sound[self.block:], self.pieces[-1][1]
+            rest = sound[self.block:]
             self.pieces = deque([(rest, heard + self.block / 16)] if len(rest) else [])
             return SimpleNamespace(samples=sound[:self.block], meant=None, heard=heard, mark=None, speech=True)
         out, meant, mark, n = np.zeros(self.block, np.float32), np.full((12, 5), np.nan, np.float32), None, 0
@@ -311,7 +311,6 @@ def uploaded(change, reader, what:str):
             path.write_bytes(bytes(item["content"]))
             return reader(path), f"{name}: fine."
     except Exception as e:
-        text = " ".join(str(e).split()).split("upload", 1)[-1].lstrip(".:abcdefghijklmnopqrstuvwxyz0123456789 ") if isinstance(e, ValueError) else ""
         why = str(e).split(": ", 1)[-1] if isinstance(e, ValueError) else "it can't be read"
         return None, f"{name} can't be used as a {what}: {why}."
 

@@ -20,8 +20,9 @@ from ..data.speech import sentences, speak, find_voice, visemes
 from ..data.world import MOTION_CHANNELS, SPECIES, random_identity, render_portrait, split_seed
 from .metrics import MOTION_GROUPS, SPREAD, colour_difference, flicker, load_probe, read_clip, sharpness, sync
 from ..model.presets import card_of, find_weights, preset as get_preset
-from ..stream.avatar import DEFAULT_WEIGHTS, AvatarStream, LiveAvatar, to_frames
+from ..stream.avatar import DEFAULT_WEIGHTS, AvatarStream, LiveAvatar
 from ..stream.sink import sink_settings, without as leave_out
+from ..train.vae import to_frames
 
 # %% ../../nbs/52_eval.endurance.ipynb #62a1b5f5
 SLOT, LOOP = 21, 210     # blocks; 10.08 s and 100.8 s
@@ -200,10 +201,9 @@ def picture(text:str)->np.ndarray:
 # %% ../../nbs/52_eval.endurance.ipynb #d4defe3b
 def costs(rows:np.ndarray)->dict:
     "Time and memory of a run: blocks 100 to 1,100 against the last 1,000 (or thirds of a short run), medians."
-    n = len(rows); k = min(1000, n // 3); early, late = rows[min(100, n // 3):][:k], rows[-k:]
+    n = len(rows); k, start = min(1000, n // 3), min(100, n // 3); early, late = rows[start:][:k], rows[-k:]
     decode = rows[rows[:, 3] > 0, 3]
     ratio = lambda c: round(float(np.median(late[:, c]) / np.median(early[:, c])), 4)
-    start = min(100, n // 3)
     return dict(seconds_per_block=round(float(np.median(rows[:, 0])), 4), cpu_seconds_per_block=round(float(np.median(rows[:, 1])), 4),
                 decode_seconds_per_block=round(float(np.median(decode)), 4), late_over_early=ratio(0), late_over_early_cpu=ratio(1),
                 rss_mb_early=round(float(rows[start, 2]), 1), rss_mb_end=round(float(rows[-1, 2]), 1), rss_mb_growth=round(float(rows[-1, 2] - rows[start, 2]), 1),

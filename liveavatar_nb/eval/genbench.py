@@ -20,8 +20,8 @@ from ..data.world import MOODS, MOTION_CHANNELS
 from .metrics import (Reading, colour_difference, correlation, flicker, frechet, load_probe, portrait_gallery,
                                         read_clip, retrieval, sharpness, sync, variance_ratio)
 from ..model.presets import WEIGHTS, find_weights, load_weights, preset as get_preset
-from ..stream.avatar import LiveAvatar, to_frames
-from ..train.vae import to_video
+from ..stream.avatar import LiveAvatar
+from ..train.vae import to_frames, to_video
 
 # %% ../../nbs/51_eval.genbench.ipynb #55599ae8
 SETS = {"short": (100, 252, 1000), "long": (15, 7500, 3000)}   # clips, frames, first seed

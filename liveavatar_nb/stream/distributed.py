@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TINY', 'STATES', 'STARTING', 'WORKING', 'WAITING', 'DONE', 'KINDS', 'FIXED', 'EVERY', 'ASSUMPTIONS', 'TPPError',
            'TPPConfig', 'get_preset', 'weights_of', 'load_dit', 'load_vae', 'sampler_config', 'Sound', 'portrait_video',
-           'to_frames', 'one_process', 'PeerLost', 'Outbox', 'Inbox', 'Board', 'process_state', 'find_fault', 'Watch',
-           'Engine', 'inject', 'connected', 'pack', 'unpack', 'save_tensors', 'load_tensors', 'restore_point',
-           'fingerprint', 'run_note', 'prepare', 'run_rank', 'launch', 'read_arguments', 'main', 'TPPResult', 'collect',
-           'Starter', 'serve', 'run_tpp', 'same_bits', 'bench_equality', 'bench_emulated', 'leftovers', 'bench_faults',
+           'one_process', 'PeerLost', 'Outbox', 'Inbox', 'Board', 'process_state', 'find_fault', 'Watch', 'Engine',
+           'inject', 'connected', 'pack', 'unpack', 'save_tensors', 'load_tensors', 'restore_point', 'fingerprint',
+           'run_note', 'prepare', 'run_rank', 'launch', 'read_arguments', 'main', 'TPPResult', 'collect', 'Starter',
+           'serve', 'run_tpp', 'same_bits', 'bench_equality', 'bench_emulated', 'leftovers', 'bench_faults',
            'bench_tpp']
 
 # %% ../../nbs/43_stream.distributed.ipynb #3e585e04
@@ -34,7 +34,7 @@ from .sampler import BlockSampler, SamplerConfig, block_noise
 from .tpp import BLOCK_FRAMES, FPS, Placement, Row, Schedule, SinkPlan, StageTimes, jobs, simulate
 from .writer import VideoWriter, check_writable, read_video
 from ..train.latents import AUDIO_HISTORY, audio_window
-from ..train.vae import to_video
+from ..train.vae import to_frames, to_video
 
 # %% ../../nbs/43_stream.distributed.ipynb #52adfecf
 class TPPError(RuntimeError):
@@ -151,10 +151,6 @@ class Sound:
 def portrait_video(config:TPPConfig)->torch.Tensor:
     "The portrait as a film of one frame, (1, 3, 1, H, W) in [-1, 1]."
     return to_video(load_portrait(config.image, get_preset(config.preset).size[0])[None])
-
-def to_frames(video:torch.Tensor)->np.ndarray:
-    "(1, 3, T, H, W) about [-1, 1] to (T, H, W, 3) uint8."
-    return ((video[0].permute(1, 2, 3, 0).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
 
 # %% ../../nbs/43_stream.distributed.ipynb #ff269c07
 @torch.no_grad()

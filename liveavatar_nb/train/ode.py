@@ -7,8 +7,7 @@ __all__ = ['STUDENT_STEPS', 'PATH_FIELDS', 'Recorded', 'record_paths', 'student_
            'ode_loss', 'train_ode']
 
 # %% ../../nbs/36_train.ode.ipynb #0af8632d
-import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +17,11 @@ from torch import Tensor
 from ..model.dit import DiT
 from ..model.flow import sigmas, x0_from_velocity
 from ..model.masks import block_causal_mask
-from ..model.presets import card_of, find_weights, load_weights, preset as get_preset, save_weights
+from ..model.presets import card_of, find_weights, load_weights, preset as get_preset
 from ..stream.sampler import BlockSampler, SamplerConfig, many_steps
 from .latents import AUDIO_HISTORY, LatentClips, mapped
-from .loop import Optim, fit, load_ema, mix, read_log, write_checkpoint
-from .teacher import cell_weight, sink_past, sink_place, start_from
+from .loop import Optim, fit, mix, write_checkpoint
+from .teacher import cell_weight, finish, sink_past, sink_place, start_from
 
 # %% ../../nbs/36_train.ode.ipynb #2ff41601
 class Recorded:
@@ -138,9 +137,4 @@ def train_ode(preset="pico",      # name or Preset
     settings = dict(init=Path(str(init)).name, batch=batch, lr=lr, muon=muon, ema=ema, moving=moving, seed=seed, paths=train.state, clips=len(train))
     run = fit(step_fn, net, lambda step, seed: train.batch(step, batch, seed), out, Optim(lr=lr, muon=muon, ema=ema), steps=steps, minutes=minutes, seed=seed,
               resume=resume, validate=validate, validate_every=validate_every, config=settings | {"dit": asdict(net.config)}, progress=progress)
-    load_ema(out, net)
-    last = {k: v for e in read_log(out) for k, v in e.items() if k.startswith("val")}
-    sampler = dict(levels=sigmas(4).tolist(), policy="timestep", solver="renoise", window_frames=window)
-    save_weights(Path(out)/"weights.safetensors", net, "dit", dict(stage="ode", preset=get_preset(preset).name, sampler=sampler, updates=run.step, seconds=round(run.seconds),
-                                                                  finished=run.finished, settings=settings, validation=last))
-    return net.eval()
+    return finish(net, out, "ode", preset, run, settings, sampler=dict(levels=sigmas(4).tolist(), policy="timestep", solver="renoise", window_frames=window))

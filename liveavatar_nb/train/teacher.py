@@ -99,12 +99,12 @@ def start_from(net:DiT, init)->DiT:
     else: load_weights(init, net)
     return net.train()
 
-def finish(net:DiT, out, kind:str, preset, run, settings:dict)->DiT:
-    "Puts the averaged weights into `net` and writes out/weights.safetensors with its card."
+def finish(net:DiT, out, kind:str, preset, run, settings:dict, **more)->DiT:
+    "Puts the averaged weights into `net` and writes out/weights.safetensors with its card; `more` entries go on the card."
     load_ema(out, net)
     last = {k: v for e in read_log(out) for k, v in e.items() if k.startswith("val")}
     card = dict(stage=kind, preset=get_preset(preset).name, updates=run.step, seconds=round(run.seconds), finished=run.finished,
-                device=str(next(net.parameters()).device.type), settings=settings, validation=last)
+                device=str(next(net.parameters()).device.type), settings=settings, validation=last, **more)
     save_weights(Path(out)/"weights.safetensors", net, "dit", card)
     return net.eval()
 
