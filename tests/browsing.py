@@ -117,13 +117,23 @@ def notebook(path, *cells):
                                           cells=[cell(i, s) for i, s in enumerate(cells)])))
 
 
-def open_lab(page, address, name, timeout=120):
-    "Open a notebook in JupyterLab and run all its cells; returns when the player is there."
-    page.goto(f"{address}/lab/tree/{name}?reset&token=t")
+def open_lab(page, address, name, timeout=240):
+    """Open a notebook in JupyterLab and run all its cells; returns when the player is there.
+    On a busy machine JupyterLab calls a kernel idle before it takes orders, so the order is repeated until the first cell has a star or a number."""
+    page.goto(f"{address}/lab/tree/{name}?reset&token=t", timeout=1000 * timeout)
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=1000 * timeout)
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_text("Run All Cells", exact=True).click()
-    page.wait_for_selector(".lav-start", timeout=1000 * timeout)
+
+    def taken():
+        if page.locator(".jp-InputArea-prompt").first.inner_text().strip() != "[ ]:":
+            return True
+        page.keyboard.press("Escape")
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_text("Run All Cells", exact=True).click()
+    wait(taken, timeout, 2, what="JupyterLab takes the order to run")
+    try:
+        page.wait_for_selector(".lav-start", timeout=1000 * timeout)
+    except Exception as e:
+        raise AssertionError(f"no player; kernels {kernels(address)}; the page shows:\n{page.inner_text('body')[-1500:]}") from e
 
 
 def stats(page, view=None):
