@@ -54,42 +54,60 @@ def free_port():
 
 
 @contextmanager
-def server(kind, folder, *more):
-    "JupyterLab ('lab') or Voilà ('voila') in `folder`; gives its address. Everything it writes lies in `folder`."
+def running(command, folder, log, **env):
+    "A server of ours, ended at the end, whatever happens."
+    with open(Path(folder) / log, "wb") as out:
+        process = subprocess.Popen(list(map(str, command)), cwd=folder, env=dict(os.environ, OMP_NUM_THREADS="1", **env), stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def listening(process, port, log, seconds=120):
+    "Wait until the server answers at its port."
+    def there():
+        if process.poll() is not None:
+            raise RuntimeError(Path(log).read_text()[-3000:])
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return True
+        except OSError:
+            return False
+    wait(there, seconds, .25, what="the server")
+
+
+@contextmanager
+def server(folder):
+    "JupyterLab in `folder`; gives its address. Everything it writes lies in `folder`."
     folder, port = Path(folder), free_port()
     config = folder / ".config"
     settings = config / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True, exist_ok=True)
     (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
-    env = dict(os.environ, JUPYTER_CONFIG_DIR=str(config), JUPYTER_DATA_DIR=str(folder / ".data"), JUPYTER_RUNTIME_DIR=str(folder / ".runtime"), IPYTHONDIR=str(folder / ".ipython"), OMP_NUM_THREADS="1")
-    command = {"lab": [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root", f"--ServerApp.root_dir={folder}",
-                       "--IdentityProvider.token=t", "--ServerApp.port_retries=0"],
-               "voila": [sys.executable, "-m", "voila", *more[:1], "--no-browser", "--Voila.ip=127.0.0.1", f"--port={port}", "--strip_sources=True"]}[kind]
-    if kind == "lab":
-        command += more
-    log = open(folder / f"{kind}.log", "wb")
-    process = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(240):
-            try:
-                with socket.create_connection(("127.0.0.1", port), 1):
-                    break
-            except OSError:
-                if process.poll() is not None:
-                    raise RuntimeError((folder / f"{kind}.log").read_text()[-3000:]) from None
-                time.sleep(.25)
-        yield address
-    finally:
-        if kind == "lab":
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root", f"--ServerApp.root_dir={folder}",
+               "--IdentityProvider.token=t", "--ServerApp.port_retries=0"]
+    with running(command, folder, "lab.log", JUPYTER_CONFIG_DIR=str(config), JUPYTER_DATA_DIR=str(folder / ".data"), JUPYTER_RUNTIME_DIR=str(folder / ".runtime"), IPYTHONDIR=str(folder / ".ipython")) as process:
+        listening(process, port, folder / "lab.log")
+        address = f"http://127.0.0.1:{port}"
+        try:
+            yield address
+        finally:
             for k in kernels(address):
                 call(address, f"/api/kernels/{k['id']}", "DELETE")
-        process.terminate()
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        log.close()
+
+
+@contextmanager
+def served(folder):
+    "The page of `liveavatar-nb demo`; gives its address."
+    port = free_port()
+    with running([Path(sys.executable).parent / "liveavatar-nb", "demo", "--port", port, "--no-browser"], folder, "demo.log") as process:
+        listening(process, port, Path(folder) / "demo.log")
+        yield f"http://127.0.0.1:{port}/"
 
 
 def call(address, path, method="GET"):
@@ -105,10 +123,10 @@ def kernels(address):
     return call(address, "/api/kernels") or []
 
 
-def rss(pid):
-    "Megabytes of a process."
+def kernel_process(address, name):
+    "The process behind a kernel's id."
     import psutil
-    return psutil.Process(pid).memory_info().rss / 2**20
+    return next(p for p in psutil.process_iter(["cmdline"]) if name in " ".join(p.info["cmdline"] or []))
 
 
 def notebook(path, *cells):
@@ -158,3 +176,42 @@ def status(page):
 def loaded(page, seconds=120):
     "Weights warm: the page invites to start."
     wait(lambda: "Press Start" in (status(page) or ""), seconds, what="weights loaded")
+
+
+CELLS = ("from liveavatar_nb.demo.app import Demo\ndemo = Demo()\ndemo",)
+
+
+def watched(browser):
+    "A page of 1280 × 800 that remembers its scripts' errors."
+    page = browser.new_page(viewport=dict(width=1280, height=800))
+    page.problems = []
+    page.on("pageerror", lambda e: page.problems.append(str(e)))
+    return page
+
+
+def open_demo(browser, address, name="demo.ipynb"):
+    "A page with the demo in JupyterLab, ready to start."
+    page = watched(browser)
+    open_lab(page, address, name)
+    loaded(page)
+    return page
+
+
+def open_page(browser, address):
+    "A page with the demo as `liveavatar-nb demo` serves it, ready to start."
+    page = watched(browser)
+
+    def there():
+        try:
+            return page.goto(address, timeout=60_000)
+        except Exception:
+            return None
+    wait(there, 120, 1, what="the page")
+    page.wait_for_selector(".lav-start", timeout=120_000)
+    loaded(page)
+    return page
+
+
+def start(page, frames=13):
+    page.click(".lav-start")
+    wait(lambda: stats(page)["drawn"] >= frames, 60, what="first frames")

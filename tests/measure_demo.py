@@ -3,35 +3,16 @@
 JupyterLab and the page of `liveavatar-nb demo`, driven by Playwright in headless Chromium; times are the page's own."""
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-import psutil
-from browsing import browser, find_browser, free_port, kernels, loaded, notebook, open_lab, server, stats, wait
+from browsing import CELLS, browser, find_browser, kernel_process, kernels, notebook, open_demo, open_page, served, server, start, stats, wait
 
 from liveavatar_nb.cli import record, write_json
 from liveavatar_nb.data.portrait import sample_path
-
-CELLS = "from liveavatar_nb.demo.app import Demo\ndemo = Demo()\ndemo",
-
-
-def kernel(address, which=0):
-    "The process of a running kernel."
-    name = kernels(address)[which]["id"]
-    return next(p for p in psutil.process_iter(["cmdline"]) if name in " ".join(p.info["cmdline"] or []))
-
-
-def open_demo(b, address, name="demo.ipynb"):
-    page = b.new_page(viewport=dict(width=1280, height=800))
-    page.problems = []
-    page.on("pageerror", lambda e: page.problems.append(str(e)))
-    open_lab(page, address, name)
-    loaded(page)
-    return page
 
 
 def heap(page):
@@ -67,8 +48,7 @@ def stream(b, address, seconds, shots):
     "Start, talk, change the mood."
     page = open_demo(b, address)
     shot(page, shots, "demo_ready")
-    page.click(".lav-start")
-    wait(lambda: stats(page)["drawn"] > 25, 60, what="first frames")
+    start(page)
     time.sleep(seconds)
     out = dict(idle=film(page))
     cuts = stats(page)["gaps"]
@@ -92,11 +72,10 @@ def two(b, address):
     "Two demos at once; then one tab is closed."
     pages = [open_demo(b, address, name) for name in ("demo.ipynb", "second.ipynb")]
     for page in pages:
-        page.click(".lav-start")
-        wait(lambda p=page: stats(p)["drawn"] > 25, 60, what="first frames")
+        start(page)
     time.sleep(15)
     out = dict(both=[film(p) for p in pages])
-    used = {k["id"]: kernel(address, i) for i, k in enumerate(kernels(address))}
+    used = {k["id"]: kernel_process(address, k["id"]) for k in kernels(address)}
     before = {k: p.memory_info().rss / 2**20 for k, p in used.items()}
     pages[0].close(run_before_unload=False)
     drawn = stats(pages[1])["drawn"]
@@ -113,9 +92,8 @@ def two(b, address):
 def long(b, address, minutes):
     "A long run: memory and sync, once a minute."
     page = open_demo(b, address)
-    process, rows = kernel(address), []
-    page.click(".lav-start")
-    wait(lambda: stats(page)["drawn"] > 25, 60, what="first frames")
+    process, rows = kernel_process(address, kernels(address)[0]["id"]), []
+    start(page)
     end = time.monotonic() + 60 * minutes
     while time.monotonic() < end:
         page.get_by_role("button", name="Say it").click()
@@ -146,30 +124,16 @@ def microphone(address):
 
 def page_of_its_own(b, shots):
     "`liveavatar-nb demo`: the page that Voilà serves."
-    port, command = free_port(), [str(Path(sys.executable).parent / "liveavatar-nb"), "demo", "--port"]
     with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen([*command, str(port), "--no-browser"], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            page, start = b.new_page(viewport=dict(width=1280, height=800)), time.monotonic()
-
-            def there():
-                try:
-                    return page.goto(f"http://127.0.0.1:{port}/", timeout=60_000)
-                except Exception:
-                    return None
-            wait(there, 120, 1, what="the page")
-            page.wait_for_selector(".lav-start", timeout=120_000)
-            loaded(page)
-            ready = time.monotonic() - start
-            page.click(".lav-start")
-            wait(lambda: stats(page)["drawn"] > 25, 60, what="first frames")
+        begin = time.monotonic()
+        with served(folder) as address:
+            page = open_page(b, address)
+            ready = time.monotonic() - begin
+            start(page)
             time.sleep(20)
             shot(page, shots, "demo_page")
-            out = dict(ready_s=round(ready, 1), film=film(page))
+            out = dict(ready_s=round(ready, 1), film=film(page), problems=page.problems)
             page.close()
-        finally:
-            process.terminate()
-            process.wait(20)
     return out
 
 
@@ -198,7 +162,7 @@ def main():
                 with browser() as b:
                     out[name] = page_of_its_own(b, a.shots)
             else:
-                with server("lab", folder) as address:
+                with server(folder) as address:
                     if name == "microphone":
                         out[name] = microphone(address)
                     else:

@@ -101,7 +101,8 @@ def test_long_text_warns_in_one_line(inputs):
 
 @pytest.mark.parametrize("how, code", [(signal.SIGINT, 130), (signal.SIGKILL, -9), (signal.SIGTERM, -15)])
 def test_stopped_in_the_middle(inputs, how, code):
-    child = subprocess.Popen(list(map(str, command(inputs, delay=3))), stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(list(map(str, command(inputs, delay=3))), stderr=subprocess.PIPE, text=True,
+                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a background job's children would ignore Ctrl+C
     film = inputs / "out" / "demo.mp4"
     for _ in range(3000):  # a busy machine may need long to start
         if film.exists():

@@ -7,7 +7,7 @@ __all__ = ['BLOCK_S', 'PORTRAITS', 'RECORDINGS', 'LANGUAGE_NAMES', 'HISTORIES', 
            'Voices', 'Live', 'release', 'Eyes', 'draw_window', 'draw_sink', 'draw_tpp', 'uploaded', 'trimmed', 'Demo',
            'serve']
 
-# %% ../../nbs/90b_demo.app.ipynb #17027b14
+# %% ../../nbs/90b_demo.app.ipynb #19d1bdb0
 import gc
 import tempfile
 import threading
@@ -34,7 +34,7 @@ from ..stream.tpp import Placement, StageTimes, simulate
 from ..stream.writer import VideoWriter
 from ..eval.metrics import correlation, load_probe, read_clip
 
-# %% ../../nbs/90b_demo.app.ipynb #e52d8ada
+# %% ../../nbs/90b_demo.app.ipynb #7e08b343
 BLOCK_S = .48
 
 @lru_cache(maxsize=4)
@@ -57,7 +57,7 @@ class Pace:
         rungs = [s for s in self.ladder if (s > steps if up else s < steps)]
         return (min(rungs) if up else max(rungs)) if rungs else steps
 
-# %% ../../nbs/90b_demo.app.ipynb #37570ecd
+# %% ../../nbs/90b_demo.app.ipynb #ca26fee0
 def measure(avatar:LiveAvatar, progress=lambda share: None)->Pace:
     "Time two short streams; returns the pace. Also warms everything up."
     face, cost = render_portrait(random_identity(1), avatar.preset.size[0]), {}
@@ -73,7 +73,7 @@ def measure(avatar:LiveAvatar, progress=lambda share: None)->Pace:
     step = max(.001, (cost[many] - cost[few]) / max(1, many - few))
     return Pace(max(.001, cost[few] - few * step), step, most)
 
-# %% ../../nbs/90b_demo.app.ipynb #dd35e85c
+# %% ../../nbs/90b_demo.app.ipynb #c8131138
 class Voices:
     "Sources of sound of a live stream; safe to fill from any thread."
     block = 7680
@@ -96,7 +96,7 @@ class Voices:
         "Seconds queued."
         with self.lock: return sum(len(q.samples) - q.at for q in self.queue) / 16000
 
-# %% ../../nbs/90b_demo.app.ipynb #04f2250f
+# %% ../../nbs/90b_demo.app.ipynb #1d4a098d
 from fastcore.basics import patch
 
 @patch
@@ -126,7 +126,7 @@ def take(self:Voices):
             if self.queue and n < self.block and n % 640: n += 640 - n % 640     # the next one begins with a frame
         return SimpleNamespace(samples=out, meant=meant, heard=None, mark=mark, speech=n > 0)
 
-# %% ../../nbs/90b_demo.app.ipynb #e4fe0c7a
+# %% ../../nbs/90b_demo.app.ipynb #ef17d89c
 class Live:
     "An endless talking film. Hand `clips()` to a Feed."
     def __init__(self, avatar:LiveAvatar, portrait:np.ndarray, prompt:str, pace:Pace, seed:int=0):
@@ -158,7 +158,7 @@ class Live:
         with torch.inference_mode():
             return self.avatar.stream(self.portrait, self.prompt, seed=self.seed, steps=self.steps, **self.settings)
 
-# %% ../../nbs/90b_demo.app.ipynb #19d0f407
+# %% ../../nbs/90b_demo.app.ipynb #69f193ea
 @patch
 def clips(self:Live):
     "Block after block: frames, samples, ms, heard, mark, meant."
@@ -185,7 +185,7 @@ def clips(self:Live):
         self.stream = None
         gc.collect(); release()
 
-# %% ../../nbs/90b_demo.app.ipynb #98cc0071
+# %% ../../nbs/90b_demo.app.ipynb #fd20064d
 @patch
 def adapt(self:Live):
     "Fewer steps when blocks come late, more when there is plenty of time."
@@ -209,7 +209,7 @@ def release():
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError): pass
 
-# %% ../../nbs/90b_demo.app.ipynb #2e12d24b
+# %% ../../nbs/90b_demo.app.ipynb #973492e8
 class Eyes:
     "Live readings of the last seconds: sync and identity."
     def __init__(self, portrait:np.ndarray, seconds:float=6.):
@@ -232,7 +232,7 @@ class Eyes:
         if len(self.meant) < 24 or np.std(self.meant) < .05: return None
         return correlation(np.array(self.seen), np.array(self.meant))
 
-# %% ../../nbs/90b_demo.app.ipynb #cc7035ef
+# %% ../../nbs/90b_demo.app.ipynb #9f7592cd
 _INK = dict(sink="#c9891a", history="#3f7fbf", block="#2f9e63", text="#5a6572")
 
 def _svg(width, height, parts, title):
@@ -257,7 +257,7 @@ def draw_window(shares:np.ndarray, window:int, block:int=3)->str:
         parts.append(_text(436, 105 + 9 * i, f"layer {i + 1}", _INK["text"], size=9))
     return _svg(500, 104 + 9 * len(shares), parts, "attention window")
 
-# %% ../../nbs/90b_demo.app.ipynb #481af831
+# %% ../../nbs/90b_demo.app.ipynb #77ec7b40
 def draw_sink(elapsed:int, frames:int, distance:float, rolling:bool, refreshed:bool)->str:
     "Where the sink stands: positions relative to the current block, as the network sees them."
     place = distance if rolling else distance - elapsed
@@ -292,7 +292,7 @@ def draw_tpp(pace:Pace, steps:int, devices:int=None, blocks:int=8)->str:
     parts.append(_text(2, y, f"{devices} devices like this one: {plan.fps:.0f} frames/s, first frame {plan.first_frame_s:.2f} s. Alone: {alone.fps:.0f} frames/s. A colour is a block.", _INK["text"], size=11))
     return _svg(500, y + 8, parts, "pipeline timeline")
 
-# %% ../../nbs/90b_demo.app.ipynb #8868f0f6
+# %% ../../nbs/90b_demo.app.ipynb #43f0337b
 PORTRAITS = {"Ada (person)": ("ada.png", "person"), "Robo (robot)": ("robo.png", "robot"), "Tama (cat)": ("tama.png", "cat"), "Ember (fire)": ("ember.png", "fire")}
 RECORDINGS = {"Hello (English)": "hello.wav", "你好 (Chinese)": "nihao.wav", "A long story": "long.wav"}
 LANGUAGE_NAMES = dict(en="English", zh="中文", es="Español", de="Deutsch", fr="Français", hi="हिन्दी")
@@ -319,13 +319,13 @@ def trimmed(samples:np.ndarray, level:float=.01)->np.ndarray:
     loud = np.flatnonzero(np.abs(samples) > level)
     return samples[max(0, loud[0] - 320) // 640 * 640:] if len(loud) else samples
 
-# %% ../../nbs/90b_demo.app.ipynb #11b7605e
+# %% ../../nbs/90b_demo.app.ipynb #84085de9
 _STYLE = """<style>
 .lav-demo .widget-label { color: inherit; } .lav-demo .lav-h { font-weight: 600; font-size: 13px; margin: 2px 0; }
 .lav-demo .lav-msg { font-size: 12.5px; line-height: 1.3; } .lav-demo .lav-bad { color: #b3261e; font-weight: 600; } .lav-demo .lav-good { color: #1b7f4d; }
 .lav-demo .jupyter-button { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; } .lav-demo .lav-hint { font-size: 12px; opacity: .8; line-height: 1.35; }
 .lav-demo .lav-card { border: 1px solid var(--jp-border-color2, #dfe3e8); border-radius: 8px; padding: 3px 8px 4px; margin: 0 0 6px; overflow: visible; }
-.lav-demo .widget-toggle-buttons .jupyter-button { padding: 0 3px; font-size: 12.5px; } .lav-demo .jupyter-button { padding: 0 6px; }
+.lav-demo .widget-toggle-buttons .jupyter-button { padding: 0 2px; font-size: 12.5px; } .lav-demo .jupyter-button { padding: 0 6px; }
 .lav-demo .widget-tab-contents, .lav-demo .jupyter-widget-tab-contents, .lav-demo .widget-tab > .widget-tab-contents { padding: 6px 8px !important; }
 .lav-demo .lm-TabBar-tab { padding-top: 2px; } .lav-demo textarea { box-sizing: border-box; }
 </style>"""
@@ -338,7 +338,7 @@ def _tell(line, text, bad=False):
 
 class Demo:
     "The interactive demo: `Demo()` as the last line of a cell shows it."
-    def __init__(self, preset:str="pico", weights:str=None, side:int=360, folder:str|Path="outputs"):
+    def __init__(self, preset:str="pico", weights:str=None, side:int=320, folder:str|Path="outputs"):
         self.preset, self.weights, self.folder = preset, weights, Path(folder)
         self.avatar = self.pace = self.live = self.feed = self.eyes = self.writer = None
         self.lock, self.ready, self.error, self.asked = threading.RLock(), threading.Event(), None, 0
@@ -363,7 +363,7 @@ class Demo:
         except Exception as e: self.error = e; self.bar.bar_style = "danger"; self.player.say(f"The avatar could not be loaded: {' '.join(str(e).split())}", "error")
         finally: self.ready.set()
 
-# %% ../../nbs/90b_demo.app.ipynb #f761540c
+# %% ../../nbs/90b_demo.app.ipynb #0871f6c5
 @patch
 def on_ready(self:Demo, message, buffers):
     "The page is there: show the portrait."
@@ -414,7 +414,7 @@ def ended(self:Demo, feed):
     self.record(False)
     gc.collect(); release()
 
-# %% ../../nbs/90b_demo.app.ipynb #cd3f2d29
+# %% ../../nbs/90b_demo.app.ipynb #8e0243ae
 @patch
 def watch(self:Demo, clip):
     "After each block: film, readings, gauges, drawings."
@@ -428,7 +428,7 @@ def watch(self:Demo, clip):
     if live.blocks % 2: self.gauges()
     if live.lowered:
         live.lowered = False
-        self.player.say(f"This computer is busy: {live.steps} steps a block from now on.", "behind" if False else "info")
+        self.player.say(f"This computer is busy: {live.steps} steps a block from now on.", "info")
         threading.Timer(4, lambda: self.player.say("")).start()
 
 @patch
@@ -444,7 +444,7 @@ def gauges(self:Demo):
         ["sync", "lip sync", "correlation of the mouth seen with the mouth meant (last 6 s, 1 is perfect), read by the probe", "–" if sync is None else f"{sync:.2f}"],
         ["identity", "identity", "likeness of the film's face to the portrait (1 is the same), read by the probe", "–" if same is None else f"{same:.2f}"]]
 
-# %% ../../nbs/90b_demo.app.ipynb #13012aef
+# %% ../../nbs/90b_demo.app.ipynb #ac51242b
 @patch
 def record(self:Demo, on:bool):
     "Begin a film on disk, or finish it and hand it to the page."
@@ -486,13 +486,13 @@ def say(self:Demo, samples, meant=None, mark=None):
         self.start(); live = self.live
     if live is not None: live.voices.say(samples, meant, mark)
 
-# %% ../../nbs/90b_demo.app.ipynb #80eacdb7
+# %% ../../nbs/90b_demo.app.ipynb #f15d5e29
 @patch
 def portrait_group(self:Demo):
     self.species, self.face = "person", load_portrait(sample_path("ada.png"), 64)
     self.who = W.Dropdown(options=list(PORTRAITS), description="Portrait", tooltip="Who speaks", style=dict(description_width="52px"), layout=W.Layout(width="210px"))
     self.dice = W.Button(description="⚄ New face", tooltip="Roll the dice: a face that nobody has seen, of a random species", layout=W.Layout(width="98px"))
-    self.picture = W.FileUpload(accept="image/*", multiple=False, description="Upload", tooltip="A portrait of your own: png or jpg; the middle square is used", layout=W.Layout(width="96px"))
+    self.picture = W.FileUpload(accept="image/*", multiple=False, description="Upload", tooltip="A portrait of your own: png or jpg; the middle square is used", layout=W.Layout(width="116px"))
     self.picture_line = _line()
     self.seeds = int(time.time())
     def pick(change):
@@ -524,12 +524,12 @@ def choose(self:Demo, face:np.ndarray, species:str|None="same"):
         live.face(self.face, "portrait")
     else: self.player.still(self.face)
 
-# %% ../../nbs/90b_demo.app.ipynb #2d3b7237
+# %% ../../nbs/90b_demo.app.ipynb #025cf9a7
 @patch
 def voice_group(self:Demo):
     wide = W.Layout(width="auto")
     self.text = W.Textarea(value="Hello, my name is Ada, and I love to sing.", placeholder="Type a sentence", rows=2, layout=W.Layout(width="auto", height="50px"), tooltip="What to say, in the language chosen below")
-    self.language = W.Dropdown(options=[(LANGUAGE_NAMES[k], k) for k in LANGUAGES], description="Language", tooltip="Language of the sentence", style=dict(description_width="62px"), layout=W.Layout(width="168px"))
+    self.language = W.Dropdown(options=[(LANGUAGE_NAMES[k], k) for k in LANGUAGES], description="Language", tooltip="Language of the sentence", style=dict(description_width="72px"), layout=W.Layout(width="186px"))
     self.voice = W.Dropdown(description="Voice", tooltip="Who lends the voice (espeak-ng)", style=dict(description_width="44px"), layout=W.Layout(width="134px"))
     self.say_it = W.Button(description="Say it", button_style="primary", tooltip="Speak the sentence (starts the stream if needed)", layout=W.Layout(width="80px"))
     self.example = W.Button(description="Another", tooltip="An example sentence in the chosen language", layout=W.Layout(width="84px"))
@@ -548,7 +548,7 @@ def voice_group(self:Demo):
     typed = W.VBox([self.text, W.HBox([self.language, self.voice]), W.HBox([self.say_it, self.example], layout=W.Layout(justify_content="flex-start"))])
     self.recording = W.Dropdown(options=list(RECORDINGS), description="Sample", tooltip="A recording that comes with the package", style=dict(description_width="52px"), layout=W.Layout(width="186px"))
     self.play = W.Button(description="▶ Say", tooltip="The avatar says the sample", layout=W.Layout(width="72px"))
-    self.sound = W.FileUpload(accept="audio/*,video/*", multiple=False, description="Upload", tooltip="A recording of your own: wav, mp3, flac, ...; it is said at once", layout=W.Layout(width="96px"))
+    self.sound = W.FileUpload(accept="audio/*,video/*", multiple=False, description="Upload", tooltip="A recording of your own: wav, mp3, flac, ...; it is said at once", layout=W.Layout(width="116px"))
     def sample(_): threading.Thread(target=lambda: self.say(load_audio(sample_path(RECORDINGS[self.recording.value])), mark="file"), daemon=True).start()
     def upload(change):
         samples, message = uploaded(change, load_audio, "voice")
@@ -575,10 +575,10 @@ def speak(self:Demo, text, voice, mark=None):
         self.say(sound, visemes(speech.phonemes, n)[cut:], mark)
     except Exception as e: _tell(self.voice_line, " ".join(str(e).split()), True)
 
-# %% ../../nbs/90b_demo.app.ipynb #b03b18da
+# %% ../../nbs/90b_demo.app.ipynb #42e449c9
 @patch
 def mood_group(self:Demo):
-    self.mood = W.ToggleButtons(options=[m.capitalize() for m in MOODS], tooltips=[f"Look {m} from the next block on" for m in MOODS], style=dict(button_width="70px"), layout=W.Layout(width="auto"))
+    self.mood = W.ToggleButtons(options=[m.capitalize() for m in MOODS], tooltips=[f"Look {m} from the next block on" for m in MOODS], style=dict(button_width="68px"), layout=W.Layout(width="auto"))
     self.manner = W.Dropdown(options=["still", "lively"], description="Manner", tooltip="How much the head moves", style=dict(description_width="52px"), layout=W.Layout(width="140px"))
     self.prompt = W.Text(value="a person, calm, still", description="Prompt", tooltip="The sentence that the network reads; press Enter to use it", continuous_update=False, style=dict(description_width="52px"), layout=W.Layout(width="276px"))
     self.mood.observe(lambda c: self.compose(), "value"); self.manner.observe(lambda c: self.compose(), "value")
@@ -604,7 +604,7 @@ def chosen(self:Demo)->dict:
 @patch
 def engine_group(self:Demo):
     self.steps = W.ToggleButtons(options=[("auto", None), ("2", 2), ("3", 3), ("4", 4)], description="Steps", style=dict(button_width="44px", description_width="52px"),
-        tooltips=["As many as this computer can do in time", "Two denoising steps a block", "Three", "Four", "As many as the weights were trained for"], layout=W.Layout(width="310px"))
+        tooltips=["As many as this computer can do in time", "Two denoising steps a block", "Three", "Four", "As many as the weights were trained for"], layout=W.Layout(width="316px"))
     self.sink = W.Dropdown(options=list(SINK_NAMES), description="Sink", tooltip="What keeps the face the same for ever; choose 'standing still' and wait to see it drift", style=dict(description_width="52px"), layout=W.Layout(width="256px"))
     self.history = W.Dropdown(options=list(HISTORIES), description="History", tooltip="What the memory of past frames holds: clean frames, or frames with noise", style=dict(description_width="52px"), layout=W.Layout(width="256px"))
     self.endless = W.Checkbox(value=True, description="Endless (idles)", indent=False, tooltip="On: it blinks, breathes and looks around while nothing is said. Off: it ends with the voice", layout=W.Layout(width="150px"))
@@ -621,19 +621,19 @@ def engine_group(self:Demo):
     self.endless.observe(lambda c: self.live is not None and setattr(self.live, "endless", c["new"]), "value")
     return [W.HBox([self.steps, self.seed]), W.HBox([self.sink, self.endless]), W.HBox([self.history, self.watching])]
 
-# %% ../../nbs/90b_demo.app.ipynb #3d378b64
+# %% ../../nbs/90b_demo.app.ipynb #1d0a7b75
 @patch
 def controls(self:Demo):
     "Everything on the page."
-    self.bar = W.FloatProgress(value=.02, max=1., description="Loading", layout=W.Layout(width="360px"))
+    self.bar = W.FloatProgress(value=.02, max=1., description="Loading", layout=W.Layout(width="320px"))
     card = lambda title, children: W.VBox([_head(title), *children]).add_class("lav-card")
     groups = [card("Who speaks", self.portrait_group()), card("What is said", self.voice_group()), card("How", self.mood_group()), card("How it is made", self.engine_group())]
     self.drawing = [W.HTML('<div class="lav-hint">Press Start: the drawing shows the running stream.</div>') for _ in range(3)]
-    self.inside = W.Accordion(self.drawing, titles=("What's inside: where the attention goes", "What's inside: the place of the sink", "What's inside: the pipeline (TPP)"), layout=W.Layout(width="360px"))
+    self.inside = W.Accordion(self.drawing, titles=("What's inside: where the attention goes", "What's inside: the place of the sink", "What's inside: the pipeline (TPP)"), layout=W.Layout(width="324px"))
     self.inside.selected_index = None
     self.inside.observe(lambda c: setattr(self, "shown_at", 0.), "selected_index")
-    left = W.VBox([self.player, self.bar, self.inside], layout=W.Layout(width="366px", margin="0 10px 0 0", flex="0 0 auto"))
-    right = W.VBox(groups, layout=W.Layout(width="460px", flex="0 0 auto"))
+    left = W.VBox([self.player, self.bar, self.inside], layout=W.Layout(width="328px", margin="0 8px 0 0", flex="0 0 auto"))
+    right = W.VBox(groups, layout=W.Layout(width="472px", flex="0 0 auto"))
     self.page = W.VBox([W.HTML(_STYLE), W.HBox([left, right], layout=W.Layout(flex_flow="row wrap"))]).add_class("lav-demo")
 
 @patch
@@ -660,7 +660,7 @@ def draw(self:Demo):
         self.drawing[1].value = draw_sink(history.elapsed, history.frames, distance, history.rolling, s.sink is not stream.face)
     if which == 2: self.drawing[2].value = draw_tpp(self.pace, live.steps)
 
-# %% ../../nbs/90b_demo.app.ipynb #9ceab2a4
+# %% ../../nbs/90b_demo.app.ipynb #318f3452
 def serve(preset:str="pico", port:int=8866, browser:bool=True)->int:
     "Serve the demo as a web page on this computer until Ctrl+C; returns the exit code."
     import importlib.util, json, subprocess, sys

@@ -245,9 +245,9 @@ _CSS = r"""
 .lav-meter { display: flex; align-items: center; gap: 8px; margin: 2px 0 6px; font-size: 12px; } .lav-track { flex: 1; height: 7px; border-radius: 4px; background: var(--jp-layout-color3, #dfe3e8); overflow: hidden; }
 .lav-fill { height: 100%; width: 0; background: #2f9e63; transition: width .2s linear; } .lav-fill[data-low="1"] { background: #d98200; }
 .lav-num { min-width: 48px; text-align: right; font-variant-numeric: tabular-nums; }
-.lav-gauges { display: grid; grid-template-columns: repeat(auto-fit, minmax(108px, 1fr)); gap: 6px; }
+.lav-gauges { display: grid; grid-template-columns: repeat(auto-fit, minmax(98px, 1fr)); gap: 6px; }
 .lav-gauge { display: flex; flex-direction: column; padding: 4px 7px; border: 1px solid var(--jp-border-color2, #dfe3e8); border-radius: 6px; min-width: 0; }
-.lav-label { font-size: 11px; opacity: .75; white-space: nowrap; } .lav-value { font-weight: 600; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.lav-label { font-size: 11px; opacity: .75; white-space: nowrap; } .lav-value { font-size: 12px; font-weight: 600; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .lav-links { min-height: 0; margin-top: 6px; } .lav-file { color: #1f6fc4; }
 """
 
