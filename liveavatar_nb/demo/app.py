@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLOCK_S', 'PORTRAITS', 'RECORDINGS', 'LANGUAGE_NAMES', 'HISTORIES', 'SINK_NAMES', 'warm_avatar', 'Pace', 'measure',
-           'Voices', 'Live', 'release', 'Eyes', 'draw_window', 'draw_sink', 'draw_tpp', 'uploaded', 'trimmed', 'Demo',
-           'serve']
+           'Voices', 'Live', 'Eyes', 'draw_window', 'draw_sink', 'draw_tpp', 'uploaded', 'trimmed', 'Demo', 'serve']
 
 # %% ../../nbs/90b_demo.app.ipynb #19d1bdb0
 import gc
@@ -27,7 +26,7 @@ from ..data.portrait import load_portrait, sample_path
 from ..data.speech import LANGUAGES, sentences, speak, visemes, voices
 from ..data.world import MOODS, SPECIES, random_identity, render_portrait
 from .player import Feed, Player
-from ..stream.avatar import LiveAvatar
+from ..stream.avatar import LiveAvatar, release
 from ..stream.sampler import POLICIES
 from ..stream.sink import SINKS, attention_shares, sink_settings
 from ..stream.tpp import Placement, StageTimes, simulate
@@ -201,13 +200,6 @@ def adapt(self:Live):
             self.lowered, self.steps = self.hard >= 2, steps
             self.orders.append((lambda s, n=steps: s.change(steps=n), None))
         self.hard = self.easy = 0
-
-def release():
-    "Give freed memory back to the system, where there is a way."
-    try:
-        import ctypes
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError): pass
 
 # %% ../../nbs/90b_demo.app.ipynb #973492e8
 class Eyes:

@@ -20,7 +20,7 @@ from ..data.speech import sentences, speak, find_voice, visemes
 from ..data.world import MOTION_CHANNELS, SPECIES, random_identity, render_portrait, split_seed
 from .metrics import MOTION_GROUPS, SPREAD, colour_difference, flicker, load_probe, read_clip, sharpness, sync
 from ..model.presets import card_of, find_weights, preset as get_preset
-from ..stream.avatar import DEFAULT_WEIGHTS, AvatarStream, LiveAvatar
+from ..stream.avatar import DEFAULT_WEIGHTS, AvatarStream, LiveAvatar, release
 from ..stream.sink import sink_settings, without as leave_out
 from ..train.vae import to_frames
 
@@ -164,6 +164,7 @@ def save(self:Run, path, about:dict):
     notes = dict(about=about, prompt=prompt, fingerprint=self.fingerprint, resumed=self.resumed, looks={i: {k: v for k, v in l.items() if k not in _TRACKS} for i, l in self.looks.items()})
     part = path.with_suffix(".part"); save_file({k: v.contiguous() for k, v in state.items()}, part, metadata=dict(notes=json.dumps(notes)))
     os.replace(part, path)
+    del state; release()
 
 @patch
 def load(self:Run, path, about:dict)->"Run":
