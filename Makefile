@@ -1,8 +1,8 @@
-# make demo | test | lab | readme | clean. Each makes .venv on first use; Python 3.11+ and make are all that is needed.
+# make demo | test | lab | book | readme | clean. Each makes .venv on first use; Python 3.11+ and make are all that is needed.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab export readme clean distclean
+.PHONY: help demo test lab book export readme clean distclean
 .DELETE_ON_ERROR:
 
 BIN := .venv/bin
@@ -46,6 +46,15 @@ test: $(DEV)  ## every test there is
 lab: $(DEV)  ## open the book in JupyterLab
 	$(BIN)/jupyter lab nbs/index.ipynb
 
+# its own environment: Sphinx wants older versions of what the notebooks run with
+.venv-book/.ready: constraints-book.txt | $(BIN)/python
+	$(BIN)/python -m venv .venv-book
+	.venv-book/bin/python -m pip install --disable-pip-version-check -q --no-compile -c constraints-book.txt jupyter-book==1.0.4.post1
+	@touch $@
+
+book: .venv-book/.ready  ## the chapters as web pages: _book/index.html (runs none of them)
+	.venv-book/bin/python tools/mkbook.py
+
 export: $(DEV)  ## notebooks -> package
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
@@ -53,8 +62,8 @@ export: $(DEV)  ## notebooks -> package
 readme: $(DEV)  ## nbs/index.ipynb -> README.md
 	$(BIN)/python tools/mkreadme.py
 
-clean:  ## remove what was built (keeps .venv)
+clean:  ## remove what was built (keeps .venv and .venv-book)
 	rm -rf build dist *.egg-info outputs _proc _docs _book .pytest_cache
 
-distclean: clean  ## also remove .venv
-	rm -rf .venv
+distclean: clean  ## also remove .venv and .venv-book
+	rm -rf .venv .venv-book
