@@ -165,3 +165,38 @@ def test_emulated_devices_keep_time(config):
         model = simulate(times, run.schedule.placement, 10, sink=SinkPlan(4, 0, True))
         if side_by_side > 2.5 and run.schedule.makespan < 1.2 * model.makespan: return
     pytest.fail(f"{side_by_side:.2f} stages at a time, {run.schedule.makespan:.2f} s where {model.makespan:.2f} s are expected")
+
+
+def test_the_command_line_runs_a_pipeline_and_resumes_it(config, tmp_path):
+    """`liveavatar-nb generate --tpp 2`, killed while it works, goes on with `--resume`; the film is that of one process."""
+    voice = tmp_path / "voice.wav"
+    save_wav(voice, .3 * np.sin(np.arange(16000 * 3) / 16))
+    def command(*more):
+        words = ["generate", "--tpp", "2", "--preset", "pico", "--audio", str(voice), "--image", config.image, "--text", "calm", "--outdir", str(tmp_path), "--name", "film", *more]
+        return [sys.executable, "-c", "import sys; from liveavatar_nb.cli import main; sys.exit(main())", *words]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    child, folder = subprocess.Popen(command(), stderr=subprocess.PIPE, text=True, env=env), tmp_path / ".film.tpp"
+    for _ in range(12000):
+        if list(folder.glob("decode-*.safetensors")) or child.poll() is not None: break
+        time.sleep(.01)
+    os.kill(int(Board(folder / "job", 2).slots[1]["pid"]), signal.SIGKILL)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 1 and "rank 1 " in err and "--resume" in err and len(err.strip().splitlines()) == 1, err
+    done = subprocess.run(command("--resume", "--json", str(tmp_path / "film.json")), capture_output=True, text=True, timeout=120, env=env)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "film.json").read_text())["result"]
+    frames, sound = read_video(tmp_path / "film.mp4")
+    assert result["first_block"] == 4 and result["frames"] == len(frames) == 75 and Placement.parse(result["placement"]).n_ranks == 2
+    assert abs(len(sound) - 3 * 16000) < 1100 and (tmp_path / "film.png").exists()
+    one = one_process(TPPConfig(str(voice), config.image, "calm", str(tmp_path), preset="pico"))["frames"][:75].numpy()
+    assert frames.shape == one.shape and np.abs(frames.astype(int) - one).mean() < 4   # H.264 changes a little
+
+
+def test_bench_of_emulated_devices_from_the_command_line(tmp_path):
+    from liveavatar_nb.stream.distributed import bench_tpp
+    said = []
+    result = bench_tpp("tiny", stage_ms=50, decode_share=1, say=said.append)
+    row, = result["emulated"]
+    assert row["step_s"] == row["decode_s"] == .05 and [w["kind"] for w in row["work_ms"]] == ["step"] * 4 + ["decode"]
+    assert all(0 < w["processor"] for w in row["work_ms"]) and row["makespan_error_with_startup"] - row["makespan_error_of_simulation"] == pytest.approx(row["startup_s"] * row["fps"] / 480, abs=.05)
+    assert set(result["holds"]) == {"throughput_95_percent", "speed_up_3_8", "simulation_within_3_percent", "whole_run_within_3_percent"} and said
