@@ -43,8 +43,8 @@ test: $(DEV)  ## every test there is
 	$(BIN)/python tools/check_wheel.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests
 
-lab: $(DEV)  ## open the book in JupyterLab
-	$(BIN)/jupyter lab nbs/index.ipynb
+lab: $(DEV)  ## open the book in JupyterLab, at the live demo
+	$(BIN)/jupyter lab nbs/91_demo.ipynb
 
 # its own environment: Sphinx wants older versions of what the notebooks run with
 .venv-book/.ready: constraints-book.txt | $(BIN)/python

@@ -108,6 +108,10 @@ def served(folder):
     with running([Path(sys.executable).parent / "liveavatar-nb", "demo", "--port", port, "--no-browser"], folder, "demo.log") as process:
         listening(process, port, Path(folder) / "demo.log")
         yield f"http://127.0.0.1:{port}/"
+        process.terminate()
+        process.wait(20)
+        with socket.socket() as s:
+            assert s.connect_ex(("127.0.0.1", port)), "the page outlives the command"
 
 
 def call(address, path, method="GET"):

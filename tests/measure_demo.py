@@ -148,7 +148,7 @@ def main():
     parser.add_argument("--json", help="write the record here")
     parser.add_argument("--minutes", type=float, default=10, help="length of the long run")
     parser.add_argument("--seconds", type=float, default=25, help="length of the short one")
-    parser.add_argument("--only", nargs="*", default=["stream", "microphone", "two", "long", "page"])
+    parser.add_argument("--only", nargs="*", default=["stream", "microphone", "two", "page", "long"])
     parser.add_argument("--shots", help="folder for screenshots")
     a = parser.parse_args()
     if find_browser() is None:

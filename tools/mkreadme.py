@@ -26,13 +26,14 @@ def build():
             cell.metadata.tags = ["no-source"]
         if cell.cell_type == "markdown":  # the notebook lies in nbs/, the README above it
             cell.source = re.sub(r"\]\((?!https?:|#|nbs/)([\w.\-]+\.ipynb)", r"](nbs/\1", cell.source)
+            cell.source = cell.source.replace("](../", "](")
         cells.append(cell)
     nb.cells = cells
     exporter = MarkdownExporter(preprocessors=["nbconvert.preprocessors.TagRemovePreprocessor"])
     exporter._preprocessors[-1].remove_input_tags = {"no-source"}
     exporter._preprocessors[-1].enabled = True
     body, resources = exporter.from_notebook_node(nb, {"unique_key": "readme", "output_files_dir": "assets"})
-    body = re.sub(r"!\[[^\]]*\]\(", "![the journey of the data](", body)
+    body = re.sub(r"!\[[^\]]*\]\((?=assets/)", "![the journey of the data](", body)
     text = "<!-- built from nbs/index.ipynb by tools/mkreadme.py: edit the notebook -->\n" + body.strip() + "\n"
     files = {root / name: data for name, data in resources.get("outputs", {}).items()}
     return {root / "README.md": text.encode(), **files}

@@ -6,7 +6,7 @@
 __all__ = ['BLOCK_S', 'PORTRAITS', 'RECORDINGS', 'LANGUAGE_NAMES', 'HISTORIES', 'SINK_NAMES', 'warm_avatar', 'Pace', 'measure',
            'Voices', 'Live', 'Eyes', 'draw_window', 'draw_sink', 'draw_tpp', 'uploaded', 'trimmed', 'Demo', 'serve']
 
-# %% ../../nbs/90b_demo.app.ipynb #19d1bdb0
+# %% ../../nbs/90b_demo.app.ipynb #3db2ce3c
 import gc
 import tempfile
 import threading
@@ -33,7 +33,7 @@ from ..stream.tpp import Placement, StageTimes, simulate
 from ..stream.writer import VideoWriter
 from ..eval.metrics import correlation, load_probe, read_clip
 
-# %% ../../nbs/90b_demo.app.ipynb #7e08b343
+# %% ../../nbs/90b_demo.app.ipynb #8afde4de
 BLOCK_S = .48
 
 @lru_cache(maxsize=4)
@@ -56,7 +56,7 @@ class Pace:
         rungs = [s for s in self.ladder if (s > steps if up else s < steps)]
         return (min(rungs) if up else max(rungs)) if rungs else steps
 
-# %% ../../nbs/90b_demo.app.ipynb #ca26fee0
+# %% ../../nbs/90b_demo.app.ipynb #65e04117
 def measure(avatar:LiveAvatar, progress=lambda share: None)->Pace:
     "Time two short streams; returns the pace. Also warms everything up."
     face, cost = render_portrait(random_identity(1), avatar.preset.size[0]), {}
@@ -72,7 +72,7 @@ def measure(avatar:LiveAvatar, progress=lambda share: None)->Pace:
     step = max(.001, (cost[many] - cost[few]) / max(1, many - few))
     return Pace(max(.001, cost[few] - few * step), step, most)
 
-# %% ../../nbs/90b_demo.app.ipynb #c8131138
+# %% ../../nbs/90b_demo.app.ipynb #f96fa20a
 class Voices:
     "Sources of sound of a live stream; safe to fill from any thread."
     block = 7680
@@ -95,7 +95,7 @@ class Voices:
         "Seconds queued."
         with self.lock: return sum(len(q.samples) - q.at for q in self.queue) / 16000
 
-# %% ../../nbs/90b_demo.app.ipynb #1d4a098d
+# %% ../../nbs/90b_demo.app.ipynb #afe278d4
 from fastcore.basics import patch
 
 @patch
@@ -125,7 +125,7 @@ def take(self:Voices):
             if self.queue and n < self.block and n % 640: n += 640 - n % 640     # the next one begins with a frame
         return SimpleNamespace(samples=out, meant=meant, heard=None, mark=mark, speech=n > 0)
 
-# %% ../../nbs/90b_demo.app.ipynb #ef17d89c
+# %% ../../nbs/90b_demo.app.ipynb #d7b64a94
 class Live:
     "An endless talking film. Hand `clips()` to a Feed."
     def __init__(self, avatar:LiveAvatar, portrait:np.ndarray, prompt:str, pace:Pace, seed:int=0):
@@ -157,7 +157,7 @@ class Live:
         with torch.inference_mode():
             return self.avatar.stream(self.portrait, self.prompt, seed=self.seed, steps=self.steps, **self.settings)
 
-# %% ../../nbs/90b_demo.app.ipynb #69f193ea
+# %% ../../nbs/90b_demo.app.ipynb #3857d862
 @patch
 def clips(self:Live):
     "Block after block: frames, samples, ms, heard, mark, meant."
@@ -184,7 +184,7 @@ def clips(self:Live):
         self.stream = None
         gc.collect(); release()
 
-# %% ../../nbs/90b_demo.app.ipynb #fd20064d
+# %% ../../nbs/90b_demo.app.ipynb #c4f643f7
 @patch
 def adapt(self:Live):
     "Fewer steps when blocks come late, more when there is plenty of time."
@@ -201,7 +201,7 @@ def adapt(self:Live):
             self.orders.append((lambda s, n=steps: s.change(steps=n), None))
         self.hard = self.easy = 0
 
-# %% ../../nbs/90b_demo.app.ipynb #973492e8
+# %% ../../nbs/90b_demo.app.ipynb #1c3aa370
 class Eyes:
     "Live readings of the last seconds: sync and identity."
     def __init__(self, portrait:np.ndarray, seconds:float=6.):
@@ -224,7 +224,7 @@ class Eyes:
         if len(self.meant) < 24 or np.std(self.meant) < .05: return None
         return correlation(np.array(self.seen), np.array(self.meant))
 
-# %% ../../nbs/90b_demo.app.ipynb #9f7592cd
+# %% ../../nbs/90b_demo.app.ipynb #07e72925
 _INK = dict(sink="#c9891a", history="#3f7fbf", block="#2f9e63", text="#5a6572")
 
 def _svg(width, height, parts, title):
@@ -240,29 +240,30 @@ def draw_window(shares:np.ndarray, window:int, block:int=3)->str:
     for name, n, share in (("sink", 1, mean[0]), ("history", window, mean[1]), ("block", block, mean[2])):
         for i in range(n): parts.append(_box(x + i * w, 34, w - 3, 30, _INK[name], f"{name}: {share:.0%} of the attention", .25 + .75 * min(1, share * (window + block + 1) / n / 2)))
         parts += [_text(x, 24, f"{name} {share:.0%}", _INK[name])]
-        x += n * w + (46 if name == "sink" else 34)
-    parts.append(_text(10, 88, "one square = one latent frame; darker = more attention for each; the block looks at all of them", _INK["text"], size=11))
+        x += n * w + (46 if name == "sink" else 12)
+    parts += [_text(10, 82, "One square is one latent frame, darker where each gets", _INK["text"], size=11), _text(10, 96, "more attention. The block looks at all of them.", _INK["text"], size=11)]
     for i, layer in enumerate(shares.mean(1)):
         left = 10
         for name, share in zip(("sink", "history", "block"), layer):
-            parts.append(_box(left, 98 + 9 * i, 420 * share, 7, _INK[name], f"layer {i + 1}: {name} {share:.0%}")); left += 420 * share
-        parts.append(_text(436, 105 + 9 * i, f"layer {i + 1}", _INK["text"], size=9))
-    return _svg(500, 104 + 9 * len(shares), parts, "attention window")
+            parts.append(_box(left, 106 + 10 * i, 290 * share, 8, _INK[name], f"layer {i + 1}: {name} {share:.0%}")); left += 290 * share
+        parts.append(_text(306, 113 + 10 * i, f"layer {i + 1}", _INK["text"], size=9))
+    return _svg(max(350, x), 112 + 10 * len(shares), parts, "attention window")
 
-# %% ../../nbs/90b_demo.app.ipynb #77ec7b40
+# %% ../../nbs/90b_demo.app.ipynb #7f681e55
 def draw_sink(elapsed:int, frames:int, distance:float, rolling:bool, refreshed:bool)->str:
     "Where the sink stands: positions relative to the current block, as the network sees them."
     place = distance if rolling else distance - elapsed
     low, high = min(-12, place), max(34, place)
-    at = lambda p: 20 + 450 * (p - low) / (high - low)
-    parts = [f'<line x1="14" x2="486" y1="52" y2="52" stroke="{_INK["text"]}" stroke-width="1"/>']
+    at = lambda p: 16 + 310 * (p - low) / (high - low)
+    parts = [f'<line x1="10" x2="342" y1="52" y2="52" stroke="{_INK["text"]}" stroke-width="1"/>']
     for f in range(-frames, 0): parts.append(_box(at(f), 38, 7, 12, _INK["history"], f"history frame {f}"))
     for f in range(3): parts.append(_box(at(f), 38, 7, 12, _INK["block"], f"block frame {f}"))
     parts += [_box(at(place) - 1, 30, 10, 20, _INK["sink"], f"sink at {place:g}"), _text(at(place) + 4, 24, f"sink {place:+g}", _INK["sink"], "middle"),
               _text(at(1), 68, "now", _INK["block"], "middle", 11), _text(at(-frames), 68, "history", _INK["history"], "start", 11)]
-    what = "rolls along: always the same distance ahead" if rolling else f"stands still: the stream has run {elapsed} latent frames, and the distance grows"
-    parts.append(_text(14, 88, f"The sink ({'a frame of the film itself' if refreshed else 'the portrait'}) {what}.", _INK["text"], size=11))
-    return _svg(500, 96, parts, "place of the sink")
+    what = ("rolls along: always the same distance ahead.",) if rolling else (f"stands still: the stream has run {elapsed} latent frames,", "and the distance grows.")
+    parts += [_text(10, 88, f"The sink ({'a frame of the film itself' if refreshed else 'the portrait'})", _INK["text"], size=11)]
+    parts += [_text(10, 102 + 14 * i, line, _INK["text"], size=11) for i, line in enumerate(what)]
+    return _svg(350, 110 + 14 * (len(what) - 1), parts, "place of the sink")
 
 _COLOURS = ("#3f7fbf", "#d98200", "#2f9e63", "#b3406b", "#7a5fc0", "#8a6d3b", "#4aa3a8", "#999999")
 
@@ -271,20 +272,21 @@ def draw_tpp(pace:Pace, steps:int, devices:int=None, blocks:int=8)->str:
     devices = min(devices or steps + 1, 5, steps + 1)
     plan = simulate(StageTimes.uniform(steps, pace.step, pace.fixed), Placement.spread(devices, steps, pace.fixed / pace.step), blocks)
     alone = simulate(StageTimes.uniform(steps, pace.step, pace.fixed), Placement.spread(1, steps, pace.fixed / pace.step), blocks)
-    parts, scale = [], 400 / plan.makespan
+    parts, scale = [], 280 / plan.makespan
     names = ["step " + "+".join(str(s + 1) for s in st) if st else "" for st in plan.placement.stages]
     names[-1] = (names[-1] + " decode").strip()
     if steps > 6: names = [f"{len(st)} steps" * bool(st) for st in plan.placement.stages]; names[-1] = (names[-1] + " decode").strip()
     for r, name in enumerate(names): parts.append(_text(2, 18 + 20 * r, name, _INK["text"], size=11))
     for row in plan.rows:
         if row.kind in ("step", "decode"):
-            x, w = 84 + scale * row.start, scale * (row.end - row.start) - .6
+            x, w = 66 + scale * row.start, scale * (row.end - row.start) - .6
             parts.append(_box(x, 6 + 20 * row.device, w, 15, _COLOURS[row.block % len(_COLOURS)], f"block {row.block}, {row.kind}: {1000 * (row.end - row.start):.0f} ms", .6 if row.kind == "decode" else 1))
     y = 20 * len(names) + 16
-    parts.append(_text(2, y, f"{devices} devices like this one: {plan.fps:.0f} frames/s, first frame {plan.first_frame_s:.2f} s. Alone: {alone.fps:.0f} frames/s. A colour is a block.", _INK["text"], size=11))
-    return _svg(500, y + 8, parts, "pipeline timeline")
+    parts += [_text(2, y + 14 * i, line, _INK["text"], size=11) for i, line in enumerate((
+        f"{devices} devices like this one: {plan.fps:.0f} frames/s,", f"first frame after {plan.first_frame_s:.2f} s. Alone: {alone.fps:.0f} frames/s.", "A colour is a block."))]
+    return _svg(350, y + 36, parts, "pipeline timeline")
 
-# %% ../../nbs/90b_demo.app.ipynb #43f0337b
+# %% ../../nbs/90b_demo.app.ipynb #5e9ee4e2
 PORTRAITS = {"Ada (person)": ("ada.png", "person"), "Robo (robot)": ("robo.png", "robot"), "Tama (cat)": ("tama.png", "cat"), "Ember (fire)": ("ember.png", "fire")}
 RECORDINGS = {"Hello (English)": "hello.wav", "你好 (Chinese)": "nihao.wav", "A long story": "long.wav"}
 LANGUAGE_NAMES = dict(en="English", zh="中文", es="Español", de="Deutsch", fr="Français", hi="हिन्दी")
@@ -311,7 +313,7 @@ def trimmed(samples:np.ndarray, level:float=.01)->np.ndarray:
     loud = np.flatnonzero(np.abs(samples) > level)
     return samples[max(0, loud[0] - 320) // 640 * 640:] if len(loud) else samples
 
-# %% ../../nbs/90b_demo.app.ipynb #84085de9
+# %% ../../nbs/90b_demo.app.ipynb #fd76b672
 _STYLE = """<style>
 .lav-demo .widget-label { color: inherit; } .lav-demo .lav-h { font-weight: 600; font-size: 13px; margin: 2px 0; }
 .lav-demo .lav-msg { font-size: 12.5px; line-height: 1.3; } .lav-demo .lav-bad { color: #b3261e; font-weight: 600; } .lav-demo .lav-good { color: #1b7f4d; }
@@ -355,7 +357,7 @@ class Demo:
         except Exception as e: self.error = e; self.bar.bar_style = "danger"; self.player.say(f"The avatar could not be loaded: {' '.join(str(e).split())}", "error")
         finally: self.ready.set()
 
-# %% ../../nbs/90b_demo.app.ipynb #0871f6c5
+# %% ../../nbs/90b_demo.app.ipynb #4eebc6aa
 @patch
 def on_ready(self:Demo, message, buffers):
     "The page is there: show the portrait."
@@ -368,7 +370,7 @@ def on_stop(self:Demo, message=None, buffers=None): self.stop()
 @patch
 def on_bye(self:Demo, message=None, buffers=None): self.stop()
 @patch
-def on_first(self:Demo, message, buffers): self.ttff = message["ttff"]
+def on_first(self:Demo, message, buffers): self.ttff = message["ttff"]; self.player.say("")
 
 @patch
 def start(self:Demo):
@@ -406,7 +408,7 @@ def ended(self:Demo, feed):
     self.record(False)
     gc.collect(); release()
 
-# %% ../../nbs/90b_demo.app.ipynb #8e0243ae
+# %% ../../nbs/90b_demo.app.ipynb #9ce822da
 @patch
 def watch(self:Demo, clip):
     "After each block: film, readings, gauges, drawings."
@@ -436,7 +438,7 @@ def gauges(self:Demo):
         ["sync", "lip sync", "correlation of the mouth seen with the mouth meant (last 6 s, 1 is perfect), read by the probe", "–" if sync is None else f"{sync:.2f}"],
         ["identity", "identity", "likeness of the film's face to the portrait (1 is the same), read by the probe", "–" if same is None else f"{same:.2f}"]]
 
-# %% ../../nbs/90b_demo.app.ipynb #ac51242b
+# %% ../../nbs/90b_demo.app.ipynb #fda18632
 @patch
 def record(self:Demo, on:bool):
     "Begin a film on disk, or finish it and hand it to the page."
@@ -478,7 +480,7 @@ def say(self:Demo, samples, meant=None, mark=None):
         self.start(); live = self.live
     if live is not None: live.voices.say(samples, meant, mark)
 
-# %% ../../nbs/90b_demo.app.ipynb #f15d5e29
+# %% ../../nbs/90b_demo.app.ipynb #c4d6c641
 @patch
 def portrait_group(self:Demo):
     self.species, self.face = "person", load_portrait(sample_path("ada.png"), 64)
@@ -516,7 +518,7 @@ def choose(self:Demo, face:np.ndarray, species:str|None="same"):
         live.face(self.face, "portrait")
     else: self.player.still(self.face)
 
-# %% ../../nbs/90b_demo.app.ipynb #025cf9a7
+# %% ../../nbs/90b_demo.app.ipynb #02e9f0d1
 @patch
 def voice_group(self:Demo):
     wide = W.Layout(width="auto")
@@ -567,7 +569,7 @@ def speak(self:Demo, text, voice, mark=None):
         self.say(sound, visemes(speech.phonemes, n)[cut:], mark)
     except Exception as e: _tell(self.voice_line, " ".join(str(e).split()), True)
 
-# %% ../../nbs/90b_demo.app.ipynb #42e449c9
+# %% ../../nbs/90b_demo.app.ipynb #e7e6314b
 @patch
 def mood_group(self:Demo):
     self.mood = W.ToggleButtons(options=[m.capitalize() for m in MOODS], tooltips=[f"Look {m} from the next block on" for m in MOODS], style=dict(button_width="68px"), layout=W.Layout(width="auto"))
@@ -613,7 +615,7 @@ def engine_group(self:Demo):
     self.endless.observe(lambda c: self.live is not None and setattr(self.live, "endless", c["new"]), "value")
     return [W.HBox([self.steps, self.seed]), W.HBox([self.sink, self.endless]), W.HBox([self.history, self.watching])]
 
-# %% ../../nbs/90b_demo.app.ipynb #1d0a7b75
+# %% ../../nbs/90b_demo.app.ipynb #1944c2ba
 @patch
 def controls(self:Demo):
     "Everything on the page."
@@ -621,7 +623,7 @@ def controls(self:Demo):
     card = lambda title, children: W.VBox([_head(title), *children]).add_class("lav-card")
     groups = [card("Who speaks", self.portrait_group()), card("What is said", self.voice_group()), card("How", self.mood_group()), card("How it is made", self.engine_group())]
     self.drawing = [W.HTML('<div class="lav-hint">Press Start: the drawing shows the running stream.</div>') for _ in range(3)]
-    self.inside = W.Accordion(self.drawing, titles=("What's inside: where the attention goes", "What's inside: the place of the sink", "What's inside: the pipeline (TPP)"), layout=W.Layout(width="324px"))
+    self.inside = W.Accordion(self.drawing, titles=("Inside: where attention goes", "Inside: the place of the sink", "Inside: the pipeline (TPP)"), layout=W.Layout(width="324px"))
     self.inside.selected_index = None
     self.inside.observe(lambda c: setattr(self, "shown_at", 0.), "selected_index")
     left = W.VBox([self.player, self.bar, self.inside], layout=W.Layout(width="328px", margin="0 8px 0 0", flex="0 0 auto"))
@@ -652,10 +654,10 @@ def draw(self:Demo):
         self.drawing[1].value = draw_sink(history.elapsed, history.frames, distance, history.rolling, s.sink is not stream.face)
     if which == 2: self.drawing[2].value = draw_tpp(self.pace, live.steps)
 
-# %% ../../nbs/90b_demo.app.ipynb #318f3452
+# %% ../../nbs/90b_demo.app.ipynb #65b0a44c
 def serve(preset:str="pico", port:int=8866, browser:bool=True)->int:
     "Serve the demo as a web page on this computer until Ctrl+C; returns the exit code."
-    import importlib.util, json, subprocess, sys
+    import importlib.util, json, signal, subprocess, sys
     if importlib.util.find_spec("voila") is None: raise ValueError("the demo page needs Voilà: pip install 'liveavatar-nb[demo]'")
     cell = lambda text: dict(cell_type="code", id="demo", metadata={}, execution_count=None, outputs=[], source=text)
     book = dict(nbformat=4, nbformat_minor=5, metadata=dict(kernelspec=dict(name="python3", display_name="Python 3", language="python"), title="Live Avatar"),
@@ -666,6 +668,7 @@ def serve(preset:str="pico", port:int=8866, browser:bool=True)->int:
         command = [sys.executable, "-m", "voila", str(path), f"--port={port}", "--Voila.ip=127.0.0.1", "--strip_sources=True", "--MappingKernelManager.cull_interval=30",
                    "--MappingKernelManager.cull_idle_timeout=120", *([] if browser else ["--no-browser"])]
         page = subprocess.Popen(command)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))     # the page must not outlive us
         try: return page.wait()
         except KeyboardInterrupt: return 0
         finally:

@@ -33,10 +33,10 @@ const RATE = 16000, FPS = 25;
 const el_ = (tag, cls, parent, text) => { const e = document.createElement(tag); if (cls) e.className = cls; if (text) e.textContent = text; parent?.append(e); return e; };
 const bytes = (v) => v.buffer.slice(v.byteOffset, v.byteOffset + v.byteLength);
 const CAPTURE = `registerProcessor('capture', class extends AudioWorkletProcessor {
-  constructor() { super(); this.b = new Int16Array(640); this.n = 0; }
+  constructor() { super(); this.b = new Int16Array(1920); this.n = 0; }
   process(inputs) { const x = inputs[0][0];
     if (x) for (const v of x) { this.b[this.n++] = Math.max(-1, Math.min(1, v)) * 32767;
-      if (this.n === 640) { this.port.postMessage(this.b.buffer, [this.b.buffer]); this.b = new Int16Array(640); this.n = 0; } }
+      if (this.n === 1920) { this.port.postMessage(this.b.buffer, [this.b.buffer]); this.b = new Int16Array(1920); this.n = 0; } }
     return true; } })`;
 
 function render({ model, el }) {
@@ -179,7 +179,7 @@ function render({ model, el }) {
     const w = new AudioWorkletNode(mc, 'capture', { numberOfOutputs: 0 });
     if (st.state === 'idle') begin();
     send({ k: 'mic', on: true });
-    w.port.onmessage = (e) => { if (!mic) return; const x = new Int16Array(e.data); let s = 0; for (const v of x) s += v * v; micLevel = Math.sqrt(s / x.length) / 32768; st.micLevel = micLevel; st.mic++; send({ k: 'sound', t: performance.now() - 40 }, [e.data]); };
+    w.port.onmessage = (e) => { if (!mic) return; const x = new Int16Array(e.data); let s = 0; for (const v of x) s += v * v; micLevel = Math.sqrt(s / x.length) / 32768; st.micLevel = micLevel; st.mic++; send({ k: 'sound', t: performance.now() - 120 }, [e.data]); };
     mc.createMediaStreamSource(mic).connect(w); look();
   }
   function closeMic() { if (!mic) return; mic.getTracks().forEach(t => t.stop()); mic = null; mc?.close(); mc = null; send({ k: 'mic', on: false }); look(); }
@@ -347,7 +347,7 @@ class Feed(threading.Thread):
     def __init__(self, player:Player, clips, on_clip=None, on_end=None, patience:float=6.):
         super().__init__(daemon=True, name="liveavatar-feed")
         self.player, self.clips, self.on_clip, self.on_end, self.patience = player, clips, on_clip, on_end, patience
-        self.halt, self.costs, self.error = threading.Event(), [], None
+        self.halt, self.costs, self.error, self.live = threading.Event(), [], None, False
     @property
     def ahead(self)->float:
         "Seconds of film to keep in store."
@@ -358,7 +358,7 @@ class Feed(threading.Thread):
         "Wait until the page needs a block; False if the run is over."
         while not self.halt.is_set():
             if self.player.silent_for() > self.patience: return False          # the tab is closed
-            if not self.player.paused and self.player.buffered() < self.ahead: return True
+            if not self.player.paused and (self.live or self.player.buffered() < self.ahead): return True    # live sound comes at its own pace
             time.sleep(.01)
         return False
 
@@ -375,7 +375,8 @@ def run(self:Feed):
             if clip is None or self.halt.is_set(): break
             ms = getattr(clip, "ms", None) or 1000 * (time.perf_counter() - start)
             self.costs = self.costs[-31:] + [ms / 1000]
-            self.player.show(clip.frames, clip.samples, ms, getattr(clip, "heard", None), getattr(clip, "mark", None))
+            heard = getattr(clip, "heard", None); self.live = heard is not None
+            self.player.show(clip.frames, clip.samples, ms, heard, getattr(clip, "mark", None))
             if self.on_clip: self.on_clip(clip)
     except Exception as e: self.error = e                       # shown in the page, not as a traceback in nowhere
     finally:

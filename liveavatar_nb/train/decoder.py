@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COPIES', 'SHARES', 'copy_latents', 'copy_batch', 'copy_psnr', 'train_decoder']
 
-# %% ../../nbs/37_train.decoder.ipynb #1663824c
+# %% ../../nbs/37_train.decoder.ipynb #1a625e6a
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from .loop import Optim, fit, load_ema, mix, read_log
 from .teacher import sink_past, sink_place
 from .vae import film_loss, held_out_psnr, psnr, to_video, vae_batch, vae_loss
 
-# %% ../../nbs/37_train.decoder.ipynb #c05c320b
+# %% ../../nbs/37_train.decoder.ipynb #71f027ca
 COPIES = ((.25,), (.5, .25), (.75, .5, .25))   # levels of a copy, falling; the first says how free it is
 SHARES = (.25, .15, .3, .3)                    # of real latents, and of these copies, in training
 
@@ -47,7 +47,7 @@ def copy_latents(net:DiT,
         clean = x - s * net(x, sigma, conditions, past, mask=mask)[0]
     return clean
 
-# %% ../../nbs/37_train.decoder.ipynb #2ffe8a2f
+# %% ../../nbs/37_train.decoder.ipynb #6f10cf48
 def copy_batch(net:DiT, clips:LatentClips, step:int, seed:int, batch:int, levels:tuple, blocks:int=2)->tuple[Tensor, np.ndarray]:
     "Latents (B, C, 1 + 3 blocks, h, w) in the student's hand, and the films (B, 12 blocks, H, W, 3) that the last 3 blocks of latent frames stand for."
     b, rng = clips.batch(step, batch, 4, seed), torch.Generator().manual_seed(mix(seed, step, 31))
@@ -65,7 +65,7 @@ def copy_psnr(vae:VideoVAE, net:DiT, clips:LatentClips, levels:tuple, batches:in
         pairs = [copy_batch(net, clips, i, seed, 4, levels) for i in range(batches)]
         return float(np.mean([psnr(vae.decode(z)[:, :, 1:].clamp(-1, 1) - to_video(film)) for z, film in pairs]))
 
-# %% ../../nbs/37_train.decoder.ipynb #691f28b9
+# %% ../../nbs/37_train.decoder.ipynb #b06d556d
 def train_decoder(
     data="runs/latents",         # folder of train and heldout shards
     out="runs/decoder",
