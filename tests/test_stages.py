@@ -210,3 +210,16 @@ def test_sampling_with_guidance_one_is_the_plain_sampler(folder):
     assert torch.allclose(a, c, atol=1e-3) and a.shape == b["latents"].shape
     d = sample_teacher(net, b["sink"], b["tokens"], b["audio"], 4, weight=3.)
     assert (a - d).abs().max() > 1e-3
+
+
+def test_noise_on_the_caches_channels_changes_the_future_and_nothing_else():
+    from liveavatar_nb.stream.sampler import BlockSampler, many_steps
+    torch.manual_seed(0)
+    net, sink, sound = DiT(TINY).eval(), torch.randn(1, 16, 1, 4, 4), torch.randn(1, 8 + 12 * 12, 80)
+    torch.nn.init.normal_(net.head.head.weight, std=.1)
+
+    def roll(policy, blocks=12):
+        s = BlockSampler(net, (16, 4, 4), many_steps(2, policy=policy)).start(sink, "a cat, calm")
+        return torch.stack([s.block(sound[:, 12 * b:12 * b + 20]) for b in range(blocks)])
+    clean, noisy = roll("clean"), roll("channels")
+    assert torch.equal(clean[0], noisy[0]) and not torch.equal(clean[-1], noisy[-1]) and torch.equal(noisy, roll("channels"))

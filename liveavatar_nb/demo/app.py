@@ -290,7 +290,7 @@ def draw_tpp(pace:Pace, steps:int, devices:int=None, blocks:int=8)->str:
 PORTRAITS = {"Ada (person)": ("ada.png", "person"), "Robo (robot)": ("robo.png", "robot"), "Tama (cat)": ("tama.png", "cat"), "Ember (fire)": ("ember.png", "fire")}
 RECORDINGS = {"Hello (English)": "hello.wav", "你好 (Chinese)": "nihao.wav", "A long story": "long.wav"}
 LANGUAGE_NAMES = dict(en="English", zh="中文", es="Español", de="Deutsch", fr="Français", hi="हिन्दी")
-HISTORIES = {"as trained": None, "clean": "clean", "fixed noise": "fixed", "noise of the step": "timestep"}
+HISTORIES = {"as trained": None, "clean": "clean", "fixed noise": "fixed", "noise of the step": "timestep", "noisy channels": "channels"}
 SINK_NAMES = {"as trained": None, "the portrait, standing still": "plain", "rolling": "rolling", "own frame (AAS)": "aas", "both (full)": "full"}
 
 def uploaded(change, reader, what:str):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['POLICIES', 'SOLVERS', 'block_noise', 'SamplerConfig', 'many_steps', 'guided', 'Stage', 'BlockSampler', 'sample_clip']
 
-# %% ../../nbs/40_stream.sampler.ipynb #e1805ece
+# %% ../../nbs/40_stream.sampler.ipynb #1a9715ff
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
@@ -16,20 +16,20 @@ from ..model.conditions import Conditions, join
 from ..model.flow import add_noise, cfg, euler_step, official_sigmas, renoise_step, sigmas
 from .sink import JitteredSink
 
-# %% ../../nbs/40_stream.sampler.ipynb #46bc9990
+# %% ../../nbs/40_stream.sampler.ipynb #8176154f
 def block_noise(shape:tuple, seed:int, block:int, step:int=0, device="cpu")->Tensor:
     "Standard normal noise that belongs to (seed, block, step) and to nothing else; drawn on the CPU so that every device gets the same."
     mixed = (seed * 0x9E3779B97F4A7C15 + block * 0xBF58476D1CE4E5B9 + step * 0x94D049BB133111EB + 1) & (2**63 - 1)
     return torch.randn(shape, generator=torch.Generator().manual_seed(mixed)).to(device)
 
-# %% ../../nbs/40_stream.sampler.ipynb #03420639
-POLICIES, SOLVERS = ("clean", "fixed", "timestep"), ("euler", "renoise")
+# %% ../../nbs/40_stream.sampler.ipynb #ee989889
+POLICIES, SOLVERS = ("clean", "fixed", "timestep", "channels"), ("euler", "renoise")
 
 @dataclass(frozen=True)
 class SamplerConfig:
     "Everything that decides what a roll-out does, besides the network and its conditions."
     levels:tuple = tuple(official_sigmas(4).tolist())  # noise levels from 1 to 0; one stage for each but the last
-    policy:str = "timestep"      # what the cache holds: clean, fixed or timestep
+    policy:str = "timestep"      # what the cache holds: clean, fixed, timestep or channels
     solver:str = "euler"         # euler, or renoise: jump to the prediction and add fresh noise
     weight:float = 1.            # guidance in the standard convention; 1 is off and half the work
     fixed_level:float = .557     # noise level of the `fixed` policy
@@ -63,7 +63,7 @@ def many_steps(steps:int=20, shift:float=1., **settings)->SamplerConfig:
     "Settings for a model that is not distilled: many even steps and clean history."
     return SamplerConfig(**dict(levels=tuple(sigmas(steps, shift).tolist()), policy="clean") | settings)
 
-# %% ../../nbs/40_stream.sampler.ipynb #ce7b3822
+# %% ../../nbs/40_stream.sampler.ipynb #aaf489ac
 def guided(net, x:Tensor, sigma:float, conditions:Conditions, past:Past|None, weight:float)->tuple:
     "(velocity, keys and values): one evaluation, or with guidance a batch of conditional and unconditional."
     if weight == 1: return net(x, sigma, conditions, past)
@@ -83,7 +83,7 @@ class Stage:
         if c.solver == "euler" or self.next == 0: return euler_step(x, v, self.sigma, self.next)
         return renoise_step(x, v, self.sigma, self.next, block_noise(tuple(x.shape), c.seed, block, self.step + 1, x.device))
 
-# %% ../../nbs/40_stream.sampler.ipynb #1b0d94ba
+# %% ../../nbs/40_stream.sampler.ipynb #d186b360
 class BlockSampler:
     "Rolls a stream out block by block: `start` with a portrait's latent and a sentence, then `block` after `block`."
     def __init__(self, net, latent:tuple, config:SamplerConfig=SamplerConfig()):
@@ -103,7 +103,7 @@ class BlockSampler:
         c = self.net.conditions(text)
         return c if self.config.weight == 1 else join(c, self.net.conditions([""] * c.text[0].k.shape[0]))
 
-# %% ../../nbs/40_stream.sampler.ipynb #c0a3af78
+# %% ../../nbs/40_stream.sampler.ipynb #48d0abf7
 from fastcore.basics import patch
 
 @patch
@@ -132,7 +132,7 @@ def set_text(self:BlockSampler, text)->"BlockSampler":
     self.text = self.conditions([text] * len(self.sink) if isinstance(text, str) else text)
     return self.set_sink(self.sink)
 
-# %% ../../nbs/40_stream.sampler.ipynb #025a4734
+# %% ../../nbs/40_stream.sampler.ipynb #cdf2fe43
 @patch
 @torch.no_grad()
 def block(self:BlockSampler,
@@ -154,15 +154,19 @@ def block(self:BlockSampler,
 
 @patch
 def remember(self:BlockSampler, x0:Tensor, conditions:Conditions):
-    "The extra pass of the policies `clean` and `fixed`: look at the finished block and keep what was seen."
+    "The extra pass of all policies but `timestep`: look at the finished block and keep what was seen."
     c = self.config
     if c.policy == "timestep": return
-    level = 0. if c.policy == "clean" else c.fixed_level
+    level = c.fixed_level if c.policy == "fixed" else 0.
     noisy = x0 if level == 0 else add_noise(x0, block_noise(tuple(x0.shape), c.seed, self.number, c.steps + 1, x0.device), level)
     history = self.histories[0]
-    history.append(guided(self.net, noisy, level, conditions, history.past(), c.weight)[1])
+    kv = guided(self.net, noisy, level, conditions, history.past(), c.weight)[1]
+    if c.policy == "channels":
+        from liveavatar_nb.train.history import corrupt_cache
+        kv = corrupt_cache(kv, generator=torch.Generator(x0.device).manual_seed(c.seed * 1_000_003 + self.number))
+    history.append(kv)
 
-# %% ../../nbs/40_stream.sampler.ipynb #28ddbd19
+# %% ../../nbs/40_stream.sampler.ipynb #80a6c942
 @patch
 def snapshot(self:BlockSampler)->dict:
     "Everything that a continuation needs besides network, settings and sentence: tensors only."
@@ -181,7 +185,7 @@ def restore(self:BlockSampler, state:dict, text)->"BlockSampler":
         h.restore({k[len(mine):]: v for k, v in state.items() if k.startswith(mine)})
     return self
 
-# %% ../../nbs/40_stream.sampler.ipynb #041d1f3e
+# %% ../../nbs/40_stream.sampler.ipynb #7fddc865
 @torch.no_grad()
 def sample_clip(
     net,                    # the bidirectional teacher
