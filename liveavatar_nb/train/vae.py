@@ -6,7 +6,7 @@
 __all__ = ['random_film', 'to_video', 'to_frames', 'vae_batch', 'film_loss', 'vae_loss', 'psnr', 'held_out_psnr',
            'set_latent_scale', 'linear_code', 'train_vae']
 
-# %% ../../nbs/30b_train.vae.ipynb #6ea624e0
+# %% ../../nbs/30b_train.vae.ipynb #98dafbd1
 import math
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from ..data.world import MOODS, MOTION_CHANNELS, idle_motion, random_identity, r
 from ..model.vae import VAEConfig, VideoVAE
 from .loop import Optim, fit, load_ema, mix
 
-# %% ../../nbs/30b_train.vae.ipynb #60f89c03
+# %% ../../nbs/30b_train.vae.ipynb #e31728e8
 def random_film(rng, n_frames:int=9, size:int=128, split:str="train")->np.ndarray:
     "A short film of a random face with a wandering mouth: (n_frames, size, size, 3) uint8."
     identity = random_identity(split_seed(split, int(rng.integers(1 << 30))))
@@ -40,7 +40,7 @@ def to_frames(video:Tensor)->np.ndarray:
     "(1, 3, T, H, W) about [-1, 1] -> (T, H, W, 3) uint8."
     return ((video[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()
 
-# %% ../../nbs/30b_train.vae.ipynb #7be62444
+# %% ../../nbs/30b_train.vae.ipynb #aa21f6f3
 def vae_batch(step:int, seed:int, batch:int=4)->Tensor:
     "Batch of films, a pure function of (step, seed): uint8 (B, T, H, W, 3) with H = W = 64 or 128."
     rng = np.random.default_rng([seed, step])
@@ -51,7 +51,7 @@ def vae_batch(step:int, seed:int, batch:int=4)->Tensor:
     y, x = rng.integers(0, 65, 2)
     return films[:, :, y:y + 64, x:x + 64]
 
-# %% ../../nbs/30b_train.vae.ipynb #e23985f3
+# %% ../../nbs/30b_train.vae.ipynb #19524dcd
 def film_loss(shown:Tensor, video:Tensor)->tuple[Tensor, dict]:
     "L1, more where something moves, plus squared error of films (B, 3, T, H, W); also PSNR in dB."
     error = shown - video
@@ -70,7 +70,7 @@ def psnr(error:Tensor)->float:
     "Peak signal-to-noise ratio in dB of an error on the scale [-1, 1]."
     return 10 * math.log10(4 / max(error.square().mean().item(), 1e-12))
 
-# %% ../../nbs/30b_train.vae.ipynb #384c3806
+# %% ../../nbs/30b_train.vae.ipynb #f84b8e62
 @torch.no_grad()
 def held_out_psnr(vae:VideoVAE, size:int=128, films:int=8, seed:int=0, n_frames:int=13)->float:
     "Mean PSNR in dB over held-out faces, encoded and decoded, clamped to [-1, 1]."
@@ -89,7 +89,7 @@ def set_latent_scale(vae:VideoVAE, films:int=96, seed:int=1, size:int=128):
     z = torch.cat([vae.encode(to_video(random_film(rng, 13, size))) for _ in range(films)])
     vae.latent_mean.copy_(z.mean((0, 2, 3, 4))); vae.latent_std.copy_(z.std((0, 2, 3, 4)))
 
-# %% ../../nbs/30b_train.vae.ipynb #81f5b4c8
+# %% ../../nbs/30b_train.vae.ipynb #d919b2d7
 @torch.no_grad()
 def linear_code(vae:VideoVAE, films:int=200, seed:int=0):
     "Set the linear path to principal components of training films; the decoder's convolutions add zero at first."
@@ -105,7 +105,7 @@ def linear_code(vae:VideoVAE, films:int=200, seed:int=0):
     vae.linear.into.requires_grad_(False)
     vae.decoder.head[2].weight.zero_(); vae.decoder.head[2].bias.zero_()
 
-# %% ../../nbs/30b_train.vae.ipynb #d369e7bd
+# %% ../../nbs/30b_train.vae.ipynb #bbfc98dc
 def train_vae(out, minutes:float=None, steps:int=None, resume:bool=False, config:VAEConfig=VAEConfig(), lr:float=2e-3, seed:int=0, init:VideoVAE=None, batch:int=4, validate_every:int=200)->VideoVAE:
     "Train the VAE on the procedural world; returns it with averaged weights and measured latent scale."
     torch.manual_seed(seed)
