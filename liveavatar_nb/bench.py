@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['timed', 'bench_dit', 'bench_vae', 'bench_metrics', 'bench_stream']
 
-# %% ../nbs/53_bench.ipynb #34737a23
+# %% ../nbs/53_bench.ipynb #1278c976
 import statistics, time
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 
 from .model.presets import build, load_weights, preset as get_preset
 
-# %% ../nbs/53_bench.ipynb #e8b9b9c6
+# %% ../nbs/53_bench.ipynb #446350ad
 def timed(call, repeats:int=10, warmup:int=2)->dict:
     "Milliseconds of `call()`: median, 95th percentile and minimum of `repeats` calls after `warmup`."
     for _ in range(warmup): call()
@@ -22,7 +22,7 @@ def timed(call, repeats:int=10, warmup:int=2)->dict:
         start = time.perf_counter(); call(); times.append(1e3 * (time.perf_counter() - start))
     return dict(median_ms=round(statistics.median(times), 2), p95_ms=round(float(np.percentile(times, 95)), 2), min_ms=round(min(times), 2))
 
-# %% ../nbs/53_bench.ipynb #512140b4
+# %% ../nbs/53_bench.ipynb #6821c7f9
 def bench_dit(preset:str="nano", threads:int=2, repeats:int=15)->dict:
     "Time one block-step with a full window: ms, tokens, parameters."
     from liveavatar_nb.model.cache import History
@@ -41,7 +41,7 @@ def bench_dit(preset:str="nano", threads:int=2, repeats:int=15)->dict:
     return dict(preset=p.name, threads=threads, tokens=p.block_frames * p.tokens_per_frame, past_tokens=past.positions.shape[0],
                 parameters=sum(q.numel() for q in net.parameters()), **times)
 
-# %% ../nbs/53_bench.ipynb #049a7177
+# %% ../nbs/53_bench.ipynb #b2bb429b
 def bench_vae(preset:str="nano", threads:int=2, repeats:int=10, films:int=16, weights:str="nano_vae")->dict:
     "Time decoding one block, and measure PSNR on held-out faces and streaming against offline."
     from liveavatar_nb.train.vae import held_out_psnr, random_film, to_video
@@ -59,7 +59,7 @@ def bench_vae(preset:str="nano", threads:int=2, repeats:int=10, films:int=16, we
                 latent_std=[round(z.std((0, 2, 3, 4)).min().item(), 3), round(z.std((0, 2, 3, 4)).max().item(), 3)],
                 streaming_minus_offline=(torch.cat(parts, 2) - offline).abs().max().item(), decode_block=times)
 
-# %% ../nbs/53_bench.ipynb #9a27f366
+# %% ../nbs/53_bench.ipynb #ae96ce12
 @torch.no_grad()
 def bench_metrics(preset:str="nano", batches:int=16, weights:str="probe")->dict:
     "How well the probe reads held-out faces: correlation per motion channel, mood accuracy, retrieval among 64."
@@ -79,7 +79,7 @@ def bench_metrics(preset:str="nano", batches:int=16, weights:str="probe")->dict:
     return dict(frames=len(frames), correlation={c: round(correlation(seen[:, i], motion[:, i]), 3) for i, c in enumerate(MOTION_CHANNELS)},
                 mood_accuracy=round(float((out["mood"].numpy().argmax(1) == mood).mean()), 3), retrieval_of_64=round(float(hits.mean()), 3))
 
-# %% ../nbs/53_bench.ipynb #33652ab7
+# %% ../nbs/53_bench.ipynb #2c29f8f5
 def bench_stream(preset:str="pico", seconds:float=20, threads:int=2, weights:str=None, **options)->dict:
     "Stream held-out speech through the front door: fps, time to first frame (of the process's first stream, and of the measured second one), time per block, resident memory. `weights`: a file, a shipped name, or 'random' (speed does not depend on them)."
     import psutil

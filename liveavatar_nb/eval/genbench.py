@@ -7,7 +7,7 @@ __all__ = ['SETS', 'NUMBERS', 'COLUMNS', 'SHORT', 'exam_seeds', 'exam_clips', 'g
            'through_vae', 'through', 'candidate', 'of_avatar', 'shipped', 'Marks', 'gallery_of', 'mark', 'row',
            'evaluate', 'table', 'bench_genbench', 'recorded']
 
-# %% ../../nbs/51_eval.genbench.ipynb #4cacdf31
+# %% ../../nbs/51_eval.genbench.ipynb #c234940a
 import json, time, zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..model.presets import WEIGHTS, find_weights, load_weights, preset as get_p
 from ..stream.avatar import LiveAvatar
 from ..train.vae import to_frames, to_video
 
-# %% ../../nbs/51_eval.genbench.ipynb #55599ae8
+# %% ../../nbs/51_eval.genbench.ipynb #46cef5e6
 SETS = {"short": (100, 252, 1000), "long": (15, 7500, 3000)}   # clips, frames, first seed
 
 def exam_seeds(set:str="short", clips:int=None)->list:
@@ -38,7 +38,7 @@ def exam_clips(set:str="short", clips:int=None, size:int=128, frames:int=None):
     "Yield the clips of a set, one at a time (a long one takes 400 MB at 128×128); `frames` shortens them."
     for seed in exam_seeds(set, clips): yield make_clip(seed, "heldout", frames or SETS[set][1], size)
 
-# %% ../../nbs/51_eval.genbench.ipynb #b1fcf9e9
+# %% ../../nbs/51_eval.genbench.ipynb #74ab1127
 def generate_clip(avatar,                 # LiveAvatar
                   clip:Clip, seed:int=0,
                   **settings              # steps, guidance, ...: passed to `stream`
@@ -54,7 +54,7 @@ def generate_clip(avatar,                 # LiveAvatar
         for part in block: frames.append(part.frames); took.append(time.perf_counter() - start); start = time.perf_counter()
     return np.concatenate(frames)[:len(clip.motion)], took
 
-# %% ../../nbs/51_eval.genbench.ipynb #eab8c7c4
+# %% ../../nbs/51_eval.genbench.ipynb #2e514c74
 @dataclass
 class Candidate:
     "Somebody who takes the exam: `call(clip)` gives frames (T, H, W, 3) uint8, or (frames, seconds of each block)."
@@ -67,7 +67,7 @@ def truth()->Candidate:
     "The frames as rendered: what a perfect model gives, and what the probe makes of it."
     return Candidate("truth", lambda clip: clip.frames[1:])
 
-# %% ../../nbs/51_eval.genbench.ipynb #bcd001a3
+# %% ../../nbs/51_eval.genbench.ipynb #09b7c119
 @torch.inference_mode()
 def through_vae(vae, clip:Clip, blocks:int=8)->np.ndarray:
     "True frames encoded and decoded, some blocks at a time, so that long clips fit: (T, H, W, 3) uint8."
@@ -87,7 +87,7 @@ def through(vae, key:int=0)->Candidate:
     "The VAE row."
     return Candidate("VAE", lambda clip: through_vae(vae, clip), key=key)
 
-# %% ../../nbs/51_eval.genbench.ipynb #ad6328b6
+# %% ../../nbs/51_eval.genbench.ipynb #0f8c9ef5
 def candidate(name:str, preset="nano")->Candidate:
     "'truth', 'VAE', or weights (file or shipped name) with settings: 'nano_forcing:steps=40:guidance=2'."
     if name.lower() == "truth": return truth()
@@ -110,13 +110,13 @@ def of_avatar(avatar, name:str="avatar", key:int=0, **settings)->Candidate:
 
 def _fingerprint(weights)->int: return zlib.crc32(find_weights(weights).read_bytes())
 
-# %% ../../nbs/51_eval.genbench.ipynb #f4f70c7a
+# %% ../../nbs/51_eval.genbench.ipynb #9a23339b
 def shipped(preset="nano")->list:
     "Names of all candidates that the package brings for a preset: truth, VAE and every DiT."
     name = get_preset(preset).name
     return ["truth", "VAE"] + sorted(p.stem for p in WEIGHTS.glob(f"{name}_*.safetensors") if p.stem != f"{name}_vae")
 
-# %% ../../nbs/51_eval.genbench.ipynb #3429f606
+# %% ../../nbs/51_eval.genbench.ipynb #086634ea
 NUMBERS = ("identity", "identity_end", "retrieval", "colour", "colour_end", "sharpness", "flicker", "mood", "psnr")
 
 @dataclass
@@ -136,7 +136,7 @@ def gallery_of(seed:int, size:int)->tuple:
     start = first + (seed - first) // 64 * 64
     return portrait_gallery(tuple(range(start, start + 64)), size), seed - start
 
-# %% ../../nbs/51_eval.genbench.ipynb #8991028f
+# %% ../../nbs/51_eval.genbench.ipynb #ed6c3287
 def mark(clip:Clip, frames:np.ndarray, took=(), world:Reading=None)->Marks:
     "Compare generated frames (T, H, W, 3) uint8 with the clip's truth. `world`: the reading of the true frames, if it is known already."
     if frames.shape != clip.frames[1:].shape: raise ValueError(f"the frames have shape {frames.shape}, the clip {clip.frames[1:].shape}: generate all of it, at its size")
@@ -152,7 +152,7 @@ def mark(clip:Clip, frames:np.ndarray, took=(), world:Reading=None)->Marks:
 
 def _psnr(a, b)->float: return float(min(99., -10 * np.log10(max(np.mean([np.square((x.astype(np.float32) - y) / 255).mean() for x, y in zip(a, b)]), 1e-12))))
 
-# %% ../../nbs/51_eval.genbench.ipynb #d0b9e324
+# %% ../../nbs/51_eval.genbench.ipynb #6813e284
 def row(name:str, marks:list, evaluations:int=0)->dict:
     "One model's row of the table out of all its clips' marks."
     curves = [sync(m.seen, m.true) for m in marks if m.true[:, 0].std() > .05]
@@ -168,7 +168,7 @@ def row(name:str, marks:list, evaluations:int=0)->dict:
                evaluations=evaluations, seconds_per_block=np.median(speed) if len(speed) else 0.)
     return {k: round(float(v), 4) if isinstance(v, (float, np.floating)) else v for k, v in out.items()}
 
-# %% ../../nbs/51_eval.genbench.ipynb #b965fbea
+# %% ../../nbs/51_eval.genbench.ipynb #ca33f1af
 def evaluate(who, clips)->dict:
     "A row for one candidate: a LiveAvatar, a Candidate or a function clip -> frames; `clips` from `exam_clips`."
     who = who if isinstance(who, Candidate) else of_avatar(who) if isinstance(who, LiveAvatar) else Candidate(getattr(who, "__name__", "model"), who)
@@ -178,7 +178,7 @@ def _answer(who:Candidate, clip:Clip)->tuple:
     result = who.call(clip)
     return result if isinstance(result, tuple) else (result, ())
 
-# %% ../../nbs/51_eval.genbench.ipynb #baf3360e
+# %% ../../nbs/51_eval.genbench.ipynb #18e4ded3
 COLUMNS = ("correlation", "lag", "swapped", "identity", "retrieval", "colour", "sharpness", "variance_motion", "variance_expression", "flicker", "frechet", "mood", "evaluations", "seconds_per_block")
 SHORT = dict(correlation="sync", variance_motion="motion", variance_expression="express", evaluations="NFE", seconds_per_block="s/block")
 
@@ -189,7 +189,7 @@ def table(rows:list, columns=COLUMNS)->str:
     cell = lambda v: f"{v:9d}" if isinstance(v, int) else f"{v:9.3f}" if abs(v) < 10 else f"{v:9.1f}"
     return "\n".join([head] + [f"{r['model']:{wide}s} " + " ".join(cell(r[c]) for c in columns) for r in rows])
 
-# %% ../../nbs/51_eval.genbench.ipynb #78ca26ec
+# %% ../../nbs/51_eval.genbench.ipynb #ac2cd162
 def _load_marks(path)->Marks|None:
     try:
         with np.load(path) as f: return Marks(dict(zip(NUMBERS, f["numbers"].tolist())), *(f[k] for k in ("seen", "world", "true", "features", "world_features", "took")))
@@ -200,7 +200,7 @@ def _save_marks(path, m:Marks):
     np.savez(part, numbers=[m.numbers[k] for k in NUMBERS], seen=m.seen, world=m.world, true=m.true, features=m.features, world_features=m.world_features, took=m.took)
     part.replace(path)
 
-# %% ../../nbs/51_eval.genbench.ipynb #233d7b62
+# %% ../../nbs/51_eval.genbench.ipynb #935cb939
 def bench_genbench(set:str="short",    # short or long
                    clips:int=None,     # only the first so many
                    preset="nano",
@@ -236,7 +236,7 @@ def _takers(models, preset)->list:
     if isinstance(models, dict): return [c if isinstance(c, Candidate) else of_avatar(c, n) if isinstance(c, LiveAvatar) else Candidate(n, c) for n, c in models.items()]
     return [m if isinstance(m, Candidate) else candidate(m.strip(), preset) for m in models]
 
-# %% ../../nbs/51_eval.genbench.ipynb #64aace41
+# %% ../../nbs/51_eval.genbench.ipynb #ebe76886
 def recorded(folder="../results")->list:
     "(file name, record) of every recorded run of this bench, newest last."
     found = []
