@@ -64,7 +64,7 @@ def bench_vae(preset:str="nano", threads:int=2, repeats:int=10, films:int=16, we
 def bench_metrics(preset:str="nano", batches:int=16, weights:str="probe")->dict:
     "How well the probe reads held-out faces: correlation per motion channel, mood accuracy, retrieval among 64."
     from liveavatar_nb.data.world import MOTION_CHANNELS, random_identity, idle_motion, render, split_seed
-    from liveavatar_nb.eval.metrics import Probe, correlation, identity_target, probe_batch, read_clip
+    from liveavatar_nb.eval.metrics import Probe, correlation, probe_batch, read_clip
     probe = load_weights(weights, Probe()); size = get_preset(preset).size[0]
     rows = [probe_batch(i, 9, 64, "heldout") for i in range(batches)]
     frames, motion, mood, _ = (np.concatenate(x) for x in zip(*rows))
@@ -85,11 +85,10 @@ def bench_stream(preset:str="pico", seconds:float=20, threads:int=2, weights:str
     import psutil
     from liveavatar_nb.data.speech import random_speech
     from liveavatar_nb.data.world import random_identity, render_portrait, split_seed
+    from liveavatar_nb.model.flow import sigmas
     from liveavatar_nb.stream.avatar import LiveAvatar, untrained
     torch.set_num_threads(threads)
-    from liveavatar_nb.model.flow import sigmas
-    few_steps = dict(levels=tuple(sigmas(4).tolist()), policy="timestep", solver="renoise")
-    p = get_preset(preset); avatar = untrained(preset, **few_steps) if weights == "random" else LiveAvatar.from_pretrained(preset, weights=weights)
+    p = get_preset(preset); avatar = untrained(preset, levels=sigmas(4).tolist(), policy="timestep", solver="renoise") if weights == "random" else LiveAvatar.from_pretrained(preset, weights=weights)
     samples = random_speech(1, "heldout", seconds).samples[:int(seconds * 16000)]
     portrait = render_portrait(random_identity(split_seed("heldout", 77)), p.size[0])
     cold = time.perf_counter()

@@ -1,7 +1,6 @@
 """A real browser on a real JupyterLab or Voilà server, for tests/test_demo.py and for the recorded measurements."""
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -158,10 +157,10 @@ def open_lab(page, address, name, timeout=240):
         raise AssertionError(f"no player; kernels {kernels(address)}; the page shows:\n{page.inner_text('body')[-1500:]}") from e
 
 
-def stats(page, view=None):
+def stats(page):
     "The player's own numbers."
-    return page.evaluate("""(view) => { const all = window.__liveavatar || {}; const s = view ? all[view] : Object.values(all).at(-1); if (!s) return null;
-      const { offsets, latencies, ...rest } = s; return { ...rest, offsets: offsets.slice(-3000), latencies: latencies.slice(-3000) }; }""", view)
+    return page.evaluate("""() => { const s = Object.values(window.__liveavatar || {}).at(-1); if (!s) return null;
+      const { offsets, latencies, ...rest } = s; return { ...rest, offsets: offsets.slice(-3000), latencies: latencies.slice(-3000) }; }""")
 
 
 def wait(condition, seconds=30, step=.1, what="condition"):

@@ -61,7 +61,7 @@ def stream(b, address, seconds, shots):
     time.sleep(5)
     out |= dict(gaps_at_changes=stats(page)["gaps"] - cuts, talking=film(page), problems=page.problems)
     for k in range(3):
-        page.locator(".lav-demo .jupyter-widget-Accordion .jupyter-widget-Collapse-header, .lav-demo .jupyter-widget-Collapse-header").nth(k).click()
+        page.locator(".lav-demo .jupyter-widget-Collapse-header").nth(k).click()
         time.sleep(2.5)
         shot(page, shots, f"demo_inside_{k + 1}")
     page.close()

@@ -51,3 +51,11 @@ def test_links_and_hints(staged):
         assert "Run this chapter" in text or path.stem == "index"
         for link in re.findall(r"\]\(([\w.\-/]+\.(?:ipynb|md|py|json))\)", text):
             assert (staged / link).exists(), f"{path.name} links to {link}"
+
+
+def test_pictures_come_along(staged):
+    pictures = [link for path in staged.glob("*.ipynb") for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "markdown"
+                for link in mkbook.PICTURE.findall(c["source"])]
+    assert pictures
+    for _, link in pictures:
+        assert (staged / link).stat().st_size > 1000

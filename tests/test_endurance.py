@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from liveavatar_nb.data.audio import audio_features
 from liveavatar_nb.data.speech import speak
 from liveavatar_nb.data.world import MOTION_CHANNELS, random_identity, render_portrait, split_seed
-from liveavatar_nb.eval import endurance
 from liveavatar_nb.eval.endurance import SLOT, EndlessSpeech, RareDecoder, Run, bench_endurance, decoder_memory, endure, settings_of
 from liveavatar_nb.eval.metrics import load_probe, read_clip
 from liveavatar_nb.model.dit import DiTConfig
@@ -27,7 +25,7 @@ from liveavatar_nb.model.vae import VAEConfig
 from liveavatar_nb.stream import sampler as sampler_module
 from liveavatar_nb.stream.avatar import BlockFeatures, LiveAvatar, untrained
 from liveavatar_nb.stream.sampler import block_noise
-from liveavatar_nb.stream.sink import SINKS, sink_settings
+from liveavatar_nb.stream.sink import sink_settings
 
 TINY = Preset("tiny", (64, 64), DiTConfig(dim=24, ffn_dim=32, heads=2, layers=2, inject_layers=(0,), rope_scale=2., cond_dim=16, reference=True),
               VAEConfig(dim=4, dim_mult=(1, 1, 1)))

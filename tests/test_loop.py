@@ -1,12 +1,12 @@
 "The trainer under fire: kills, signals, damaged files, broken numbers."
-import json, math, os, signal, subprocess, sys, time, warnings
+import math, signal, subprocess, sys, time, warnings
 
 import pytest
 import torch
 import torch.nn as nn
 from hypothesis import given, settings, strategies as st
 
-from liveavatar_nb.train.loop import (EMA, Optim, TrainingError, checkpoints, fit, load_ema, mix, newest, plot_log,
+from liveavatar_nb.train.loop import (Optim, TrainingError, checkpoints, fit, load_ema, mix, newest,
                                       read_checkpoint, read_log, schedule, write_checkpoint)
 
 CHILD = """
@@ -159,7 +159,7 @@ def test_autocast_keeps_float32_weights_and_learns(tmp_path):
     def step_fn(step, batch, rng):
         y = net(batch[0]); kinds.add(y.dtype)
         return (y.float() - batch[1]).square().mean()
-    run = fit(step_fn, net, data, tmp_path, Optim(lr=1e-2), steps=60, autocast=True, progress=False, log_every=10)
+    fit(step_fn, net, data, tmp_path, Optim(lr=1e-2), steps=60, autocast=True, progress=False, log_every=10)
     log = read_log(tmp_path)
     assert kinds == {torch.bfloat16} and all(p.dtype == torch.float32 for p in net.parameters())
     assert log[-1]["loss"] < .5 * log[0]["loss"]

@@ -4,7 +4,7 @@ from hypothesis import given, settings, strategies as st
 from statistics import median
 
 from liveavatar_nb.stream.tpp import (BLOCK_FRAMES, BLOCK_SECONDS, DEVICES, Link, Placement, PlanError, SinkPlan, StageTimes,
-                                      closed_form, device_gb, jobs, parse_devices, placements, plan, plan_command, reproduce_paper, simulate)
+                                      closed_form, jobs, placements, plan, plan_command, reproduce_paper, simulate)
 
 quick = settings(max_examples=60, deadline=None)
 seconds = st.floats(.01, 2.).map(lambda x: round(x, 4))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 root = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"\]\(([\w.\-/]+)(#[\w.\-]+)?\)")
+PICTURE = re.compile(r"!\[([^\]]*)\]\(([\w.\-/]+)\)")
 PARTS = dict(zip("123459", ("data", "model", "train", "stream", "eval", "demo")))
 CSS = """.bd-article-container {max-width: 60rem}
 div.cell div.cell_input {border-left-width: 3px}
@@ -58,11 +59,24 @@ def relink(text, stems, url):
     def new(m):
         link, anchor = m[1], m[2] or ""
         target = Path(link)
+        if target.parts[0] == "_static":
+            return m[0]
         if target.suffix == ".ipynb" and target.stem in stems:
             return f"]({page(target.stem)}.ipynb{anchor})"
         here = next((p for p in (root / link, root / "nbs" / link) if p.exists()), None)
         return f"]({url}/blob/main/{here.resolve().relative_to(root)}{anchor})" if url and here else m[0]
     return LINK.sub(new, text)
+
+
+def place_pictures(text, folder, nbs):
+    "Pictures of the repository are copied into the book's `_static` and shown from there."
+    def new(m):
+        source = nbs / m[2]
+        if not source.is_file():
+            sys.exit(f"the picture {m[2]} is not there: mend the link")
+        shutil.copy(source, folder / "_static" / source.name)
+        return f"![{m[1]}](_static/{source.name})"
+    return PICTURE.sub(new, text)
 
 
 def chapter(nb, stem, stems, url):
@@ -106,6 +120,9 @@ def stage(folder, nbs=root / "nbs"):
     (folder / "_static" / "book.css").write_text(CSS)
     for s in stems:
         nb = json.loads((nbs / f"{s}.ipynb").read_text(encoding="utf-8"))
+        for cell in nb["cells"]:
+            if cell["cell_type"] == "markdown":
+                cell["source"] = place_pictures("".join(cell["source"]), folder, nbs)
         (folder / f"{page(s)}.ipynb").write_text(json.dumps(chapter(nb, s, stems, url)), encoding="utf-8")
     (folder / "_toc.yml").write_text(json.dumps(toc(parts), indent=1))
     config = dict(title=settings["title"], author=settings["author"], copyright="2026", execute=dict(execute_notebooks="off"), only_build_toc_files=True,

@@ -27,8 +27,7 @@ from ..data.speech import LANGUAGES, sentences, speak, visemes, voices
 from ..data.world import MOODS, SPECIES, random_identity, render_portrait
 from .player import Feed, Player
 from ..stream.avatar import LiveAvatar, release
-from ..stream.sampler import POLICIES
-from ..stream.sink import SINKS, attention_shares, sink_settings
+from ..stream.sink import attention_shares, sink_settings
 from ..stream.tpp import Placement, StageTimes, simulate
 from ..stream.writer import VideoWriter
 from ..eval.metrics import correlation, load_probe, read_clip

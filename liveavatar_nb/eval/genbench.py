@@ -9,14 +9,14 @@ __all__ = ['SETS', 'NUMBERS', 'COLUMNS', 'SHORT', 'exam_seeds', 'exam_clips', 'g
 
 # %% ../../nbs/51_eval.genbench.ipynb #c234940a
 import json, time, zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ..data.clips import Clip, make_clip
-from ..data.world import MOODS, MOTION_CHANNELS
+from ..data.world import MOODS
 from .metrics import (Reading, colour_difference, correlation, flicker, frechet, load_probe, portrait_gallery,
                                         read_clip, retrieval, sharpness, sync, variance_ratio)
 from ..model.presets import WEIGHTS, find_weights, load_weights, preset as get_preset

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from .attention import CrossAttention
 from .cache import LayerKV
-from .rope import grid_positions
 
 # %% ../../nbs/26_model.conditions.ipynb #0ee03d93
 TEXT_VOCAB = 257  # 0 = no character, 1..256 = a byte

@@ -8,7 +8,7 @@ __all__ = ['OFFICIAL_DIT', 'PRESETS', 'WEIGHTS', 'KINDS', 'PresetError', 'Preset
 
 # %% ../../nbs/28_model.presets.ipynb #82f971d8
 import json, os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch

@@ -7,8 +7,7 @@ __all__ = ['Tape', 'RMSNorm', 'CausalConv3d', 'causal_conv', 'ResidualBlock', 'S
            'Upsample', 'VAEConfig', 'run', 'Encoder', 'Decoder', 'LinearPath', 'VideoVAE', 'check_video', 'golden_dir']
 
 # %% ../../nbs/21_model.vae.ipynb #ad70715d
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 import torch.nn as nn

@@ -8,11 +8,9 @@ __all__ = ['DEFAULT_WEIGHTS', 'AvatarClip', 'BlockFeatures', 'AvatarStream', 're
 # %% ../../nbs/45_stream.avatar.ipynb #6bd0fb03
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..data.audio import FeatureStream, check_samples
 from ..data.portrait import clean_prompt, load_portrait

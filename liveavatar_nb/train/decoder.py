@@ -14,13 +14,13 @@ from torch import Tensor
 
 from ..data.world import Identity, render
 from ..model.dit import DiT
-from ..model.flow import add_noise
-from ..model.masks import block_causal_mask
-from ..model.presets import load_weights, save_weights
+from ..model.flow import add_noise, x0_from_velocity
+from ..model.presets import load_weights
 from ..model.vae import VideoVAE
+from .forcing import forward_forcing
 from .latents import AUDIO_HISTORY, LatentClips, vae_id
-from .loop import Optim, fit, load_ema, mix, read_log
-from .teacher import sink_past, sink_place
+from .loop import Optim, fit, mix
+from .teacher import finish, sink_past, sink_place
 from .vae import film_loss, held_out_psnr, psnr, to_video, vae_batch, vae_loss
 
 # %% ../../nbs/37_train.decoder.ipynb #71f027ca
@@ -35,16 +35,15 @@ def copy_latents(net:DiT,
     window_blocks:int=3,
 )->Tensor:                  # like latents
     "Real latents, noised to levels[0] and denoised again by the student, all blocks at once with histories at the same level."
-    clean, p = batch["latents"], net.config.patch
+    clean = batch["latents"]
     if not levels: return clean
-    frames, tokens = clean.shape[2], clean.shape[3] // p[1] * (clean.shape[4] // p[2])
+    b, frames = clean.shape[0], clean.shape[2]
     conditions = net.refer(net.conditions(batch["tokens"], batch["audio"], AUDIO_HISTORY), batch["sink"], frames)
     past = sink_past(net, batch["sink"], conditions, sink_place(frames // 3, rng))
-    mask = block_causal_mask(frames, tokens, 3, window_blocks, past.sink_tokens)
     for s in levels:
-        sigma = torch.full((len(clean),), s)
-        x = add_noise(clean, torch.randn(clean.shape, generator=rng), sigma)
-        clean = x - s * net(x, sigma, conditions, past, mask=mask)[0]
+        eps, sigma = torch.randn(clean.shape, generator=rng), torch.full((b, frames), s)
+        v = forward_forcing(net, clean, sigma, eps, conditions, past, "independent", window_blocks=window_blocks)
+        clean = x0_from_velocity(add_noise(clean, eps, sigma), v, sigma)
     return clean
 
 # %% ../../nbs/37_train.decoder.ipynb #6f10cf48
@@ -91,7 +90,4 @@ def train_decoder(
     def validate(): return {f"val_{k}": copy_psnr(vae, net, heldout, levels) for k, levels in enumerate(kinds)} | dict(val_128=held_out_psnr(vae, films=4))
     settings = dict(init=Path(str(init)).name, student=Path(str(student)).name, batch=batch, lr=lr, muon=muon, ema=ema, seed=seed, shares=SHARES, copies=COPIES, clips=len(train))
     run = fit(step_fn, vae, batch_of, out, Optim(lr=lr, muon=muon, ema=ema), steps=steps, minutes=minutes, seed=seed, resume=resume, validate=validate, validate_every=validate_every, progress=progress, config=settings)
-    load_ema(out, vae)
-    last = {k: v for e in read_log(out) for k, v in e.items() if k.startswith("val")}
-    save_weights(Path(out)/"weights.safetensors", vae, "vae", dict(stage="decoder", updates=run.step, seconds=round(run.seconds), finished=run.finished, settings=settings, validation=last))
-    return vae.eval()
+    return finish(vae, out, "decoder", "nano", run, settings, part="vae")

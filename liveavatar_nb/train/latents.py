@@ -9,12 +9,10 @@ __all__ = ['FIELDS', 'NUMPY', 'AUDIO_HISTORY', 'encode_clip', 'shard_path', 'vae
 # %% ../../nbs/30c_train.latents.ipynb #224c02f4
 import json
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from ..data.clips import make_clip

@@ -11,10 +11,10 @@ __all__ = ['mix', 'Optim', 'schedule', 'EMA', 'TrainingError', 'checksum', 'writ
 import json, math, os, signal, threading, time, warnings, zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from inspect import isgenerator
 from pathlib import Path
-from typing import Any, Callable
+from typing import Callable
 
 import numpy as np
 import torch

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..model.dit import DiT
-from ..model.flow import sigmas, x0_from_velocity
+from ..model.flow import sigmas
 from ..model.masks import block_causal_mask
 from ..model.presets import card_of, find_weights, load_weights, preset as get_preset
 from ..stream.sampler import BlockSampler, SamplerConfig, many_steps

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model.cache import LayerKV, Past
+from ..model.cache import Past
 from ..model.conditions import Conditions, join
 from ..model.dit import DiT, DiTConfig
-from ..model.flow import add_noise, cfg, euler_step, expand, shift_sigma, sigmas, velocity
+from ..model.flow import add_noise, cfg, euler_step, shift_sigma, sigmas, velocity
 from ..model.presets import load_weights, preset as get_preset, save_weights
 from .latents import AUDIO_HISTORY, LatentClips
 from .loop import Optim, fit, load_ema, mix, read_log, to_device
@@ -99,13 +99,13 @@ def start_from(net:DiT, init)->DiT:
     else: load_weights(init, net)
     return net.train()
 
-def finish(net:DiT, out, kind:str, preset, run, settings:dict, **more)->DiT:
-    "Puts the averaged weights into `net` and writes out/weights.safetensors with its card; `more` entries go on the card."
+def finish(net, out, kind:str, preset, run, settings:dict, part:str="dit", **more):
+    "Puts the averaged weights into `net` (a DiT, or a VAE as `part`) and writes out/weights.safetensors with its card; `more` entries go on the card."
     load_ema(out, net)
     last = {k: v for e in read_log(out) for k, v in e.items() if k.startswith("val")}
     card = dict(stage=kind, preset=get_preset(preset).name, updates=run.step, seconds=round(run.seconds), finished=run.finished,
                 device=str(next(net.parameters()).device.type), settings=settings, validation=last, **more)
-    save_weights(Path(out)/"weights.safetensors", net, "dit", card)
+    save_weights(Path(out)/"weights.safetensors", net, part, card)
     return net.eval()
 
 # %% ../../nbs/31_train.teacher.ipynb #beaefd0f

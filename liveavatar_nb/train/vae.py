@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.world import MOODS, MOTION_CHANNELS, idle_motion, random_identity, render, split_seed
 from ..model.vae import VAEConfig, VideoVAE
-from .loop import Optim, fit, load_ema, mix
+from .loop import Optim, fit, load_ema
 
 # %% ../../nbs/30b_train.vae.ipynb #e31728e8
 def random_film(rng, n_frames:int=9, size:int=128, split:str="train")->np.ndarray:
