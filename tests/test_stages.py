@@ -9,6 +9,7 @@ from hypothesis import given, settings, strategies as st
 from liveavatar_nb.model.cache import History
 from liveavatar_nb.model.conditions import window
 from liveavatar_nb.model.dit import DiT, DiTConfig
+from liveavatar_nb.model.presets import preset
 from liveavatar_nb.model.vae import VAEConfig, VideoVAE
 from liveavatar_nb.train.forcing import KINDS, forcing_loss, forcing_sigmas, forward_forcing, train_forcing
 from liveavatar_nb.train.latents import LatentClips, audio_window, choose_window, encode_clips, shard_path
@@ -201,6 +202,14 @@ def test_start_from_brings_weights_and_a_wrong_network_is_one_line(folder, tmp_p
     assert torch.equal(net.head.head.weight, newest(tmp_path/"t")[0]["ema/net/head.head.weight"])
     wrong = DiT(DiTConfig(dim=96, ffn_dim=64, heads=3, layers=2, inject_layers=(0,)))
     with pytest.raises(RuntimeError, match="another network"): start_from(wrong, tmp_path/"t")
+
+
+def test_start_from_a_sum(tmp_path):
+    "Shipped networks of one family: pico's stage 1 plus what distillation changed is pico's student."
+    pico = lambda init: start_from(DiT(preset("pico").dit), init).state_dict()
+    student, total = pico("pico_student"), pico("pico_teacher + pico_student - pico_teacher")
+    for k, v in student.items(): assert (v - total[k]).abs().max() < 1e-5
+    with pytest.raises(ValueError, match="nowhere"): pico("pico_student - nowhere")
 
 
 def test_sampling_with_guidance_one_is_the_plain_sampler(folder):

@@ -7,8 +7,9 @@ __all__ = ['SINK_DISTANCES', 'LEVELS', 'draw_sigmas', 'drop_conditions', 'sink_p
            'validate_levels', 'teacher_loss_at', 'start_from', 'finish', 'train_stage', 'train_teacher',
            'sample_teacher']
 
-# %% ../../nbs/31_train.teacher.ipynb #89f80785
+# %% ../../nbs/31_train.teacher.ipynb #666e4c09
 from dataclasses import asdict
+import re
 from pathlib import Path
 
 import numpy as np
@@ -23,21 +24,21 @@ from ..model.presets import load_weights, preset as get_preset, save_weights
 from .latents import AUDIO_HISTORY, LatentClips
 from .loop import Optim, fit, load_ema, mix, read_log, to_device
 
-# %% ../../nbs/31_train.teacher.ipynb #eca36df4
+# %% ../../nbs/31_train.teacher.ipynb #b4d30c32
 def draw_sigmas(shape:tuple, rng:torch.Generator, shift:float=1.)->Tensor:
     "Noise levels in (0, 1), each uniform and then shifted, together spread evenly (one in each of n strips)."
     n = int(np.prod(shape)); device = rng.device
     u = (torch.randperm(n, generator=rng, device=device) + torch.rand(n, generator=rng, device=device)) / n
     return shift_sigma(u, shift).reshape(shape)
 
-# %% ../../nbs/31_train.teacher.ipynb #407462ba
+# %% ../../nbs/31_train.teacher.ipynb #fab84164
 def drop_conditions(batch:dict, rng:torch.Generator, text:float=.05, audio:float=.05, both:float=.05)->tuple[Tensor, Tensor]:
     "(tokens, audio) of a batch with conditions removed at random: caption only, sound only, both."
     u = torch.rand(len(batch["tokens"]), generator=rng, device=rng.device)
     no_text, no_audio = (u < text) | (u >= 1 - both), ((u >= text) & (u < text + audio)) | (u >= 1 - both)
     return batch["tokens"].masked_fill(no_text[:, None], 0), batch["audio"].masked_fill(no_audio[:, None, None], 0.)
 
-# %% ../../nbs/31_train.teacher.ipynb #59c662bd
+# %% ../../nbs/31_train.teacher.ipynb #dddb7ef0
 SINK_DISTANCES = (4, 30)    # latent frames ahead of a block's first frame, as the official sampler draws them
 
 def sink_place(n_blocks:int, rng:torch.Generator, block_frames:int=3, distances:tuple=SINK_DISTANCES)->float:
@@ -50,7 +51,7 @@ def sink_past(net:DiT, sink:Tensor, conditions:Conditions, place:float)->Past:
     kv, offsets = net.prefill(sink, conditions)
     return Past(kv, offsets + torch.tensor([place, 0, 0], dtype=offsets.dtype, device=offsets.device), len(offsets))
 
-# %% ../../nbs/31_train.teacher.ipynb #9e68f55f
+# %% ../../nbs/31_train.teacher.ipynb #24149a76
 def cell_weight(x0:Tensor, moving:float=0.)->Tensor|float:
     "(B, 1, 1, h, w) weights with mean 1 that favour cells which change over time; 1 if `moving` is 0."
     if not moving: return 1.
@@ -58,7 +59,7 @@ def cell_weight(x0:Tensor, moving:float=0.)->Tensor|float:
     w = 1 + moving * spread / spread.mean((3, 4), keepdim=True).clamp(min=1e-6)
     return w / w.mean((3, 4), keepdim=True)
 
-# %% ../../nbs/31_train.teacher.ipynb #6f903114
+# %% ../../nbs/31_train.teacher.ipynb #5494f08e
 def teacher_loss(net:DiT, batch:dict, rng:torch.Generator, shift:float=1., moving:float=0., drop:tuple=(.05, .05, .05))->tuple[Tensor, dict]:
     "Velocity loss of a whole clip at one noise level, full attention, sink in front. Live Avatar, sec. 3.1."
     x0, n_blocks = batch["latents"], batch["latents"].shape[2] // 3
@@ -71,7 +72,7 @@ def teacher_loss(net:DiT, batch:dict, rng:torch.Generator, shift:float=1., movin
     error = (v.float() - velocity(x0, eps)).square() * cell_weight(x0, moving)
     return error.mean(), {"loss_noisy": error[sigma > .5].mean(), "loss_clean": error[sigma <= .5].mean()}
 
-# %% ../../nbs/31_train.teacher.ipynb #6188a38d
+# %% ../../nbs/31_train.teacher.ipynb #f0d413f2
 LEVELS = (.1, .3, .5, .7, .9)
 
 @torch.no_grad()
@@ -91,14 +92,22 @@ def teacher_loss_at(net:DiT, batch:dict, sigma:float, rng:torch.Generator)->Tens
     past = sink_past(net, batch["sink"], conditions, x0.shape[2] + 7.)
     return (net(add_noise(x0, eps, sigma), sigma, conditions, past)[0].float() - velocity(x0, eps)).square().mean()
 
-# %% ../../nbs/31_train.teacher.ipynb #24f90d05
+# %% ../../nbs/31_train.teacher.ipynb #fc17b6fb
 def start_from(net:DiT, init)->DiT:
-    "Loads initial weights: a run's folder (its averaged weights), a weights file or a shipped name; None = as it is."
+    "Loads initial weights: a run's folder (its averaged weights), a weights file or a shipped name, or a sum of such, 'a + b - c'; None = as it is."
     if init is None: return net
-    if Path(init).is_dir(): load_ema(init, net)
-    else: load_weights(init, net)
+    read = lambda source: load_ema(source, net) if Path(source).is_dir() else load_weights(source, net)
+    first, *more = re.split(r" ([+-]) ", str(init))
+    read(first)
+    if more:
+        total = {k: v.clone() for k, v in net.state_dict().items()}
+        for sign, source in zip(more[::2], more[1::2]):
+            read(source)
+            for k, v in net.state_dict().items(): total[k] += v if sign == "+" else -v
+        net.load_state_dict(total)
     return net.train()
 
+# %% ../../nbs/31_train.teacher.ipynb #95d09d88
 def finish(net, out, kind:str, preset, run, settings:dict, part:str="dit", **more):
     "Puts the averaged weights into `net` (a DiT, or a VAE as `part`) and writes out/weights.safetensors with its card; `more` entries go on the card."
     load_ema(out, net)
@@ -108,7 +117,7 @@ def finish(net, out, kind:str, preset, run, settings:dict, part:str="dit", **mor
     save_weights(Path(out)/"weights.safetensors", net, part, card)
     return net.eval()
 
-# %% ../../nbs/31_train.teacher.ipynb #beaefd0f
+# %% ../../nbs/31_train.teacher.ipynb #1ce17904
 def train_stage(loss_fn, loss_at, kind:str, preset, data, out, minutes=None, steps=None, resume=False, init=None, batch=16, n_blocks=4,
                 lr=1e-3, ema=.999, muon=0., seed=0, autocast=False, device=None, validate_every=500, limit=None, config=None, progress=True, **settings)->DiT:
     "What teacher and stage 1 share: data, network, validation, loop, card."
@@ -124,12 +133,12 @@ def train_stage(loss_fn, loss_at, kind:str, preset, data, out, minutes=None, ste
               validate_every=validate_every, config=everything | {"dit": asdict(net.config)}, progress=progress)
     return finish(net, out, kind, preset, run, everything)
 
-# %% ../../nbs/31_train.teacher.ipynb #ce21a9a7
+# %% ../../nbs/31_train.teacher.ipynb #3d91d673
 def train_teacher(preset="pico", # name or Preset
     data="runs/latents",         # folder with train and heldout shards
     out="runs/teacher",
     minutes:float=None, steps:int=None, resume:bool=False,
-    init=None,                   # start from these weights: run folder, file or shipped name
+    init=None,                   # start from these weights: run folder, file, shipped name, or a sum of them
     batch:int=16, n_blocks:int=4, lr:float=1e-3, ema:float=.999,
     shift:float=1., moving:float=0., drop:tuple=(.05, .05, .05),
     **options,                   # muon, seed, autocast, device, validate_every, limit, config, progress
@@ -138,7 +147,7 @@ def train_teacher(preset="pico", # name or Preset
     return train_stage(teacher_loss, teacher_loss_at, "teacher", preset, data, out, minutes, steps, resume, init, batch, n_blocks, lr, ema,
                        shift=shift, moving=moving, drop=tuple(drop), **options)
 
-# %% ../../nbs/31_train.teacher.ipynb #0d7af174
+# %% ../../nbs/31_train.teacher.ipynb #9610e31d
 @torch.no_grad()
 def sample_teacher(net:DiT,
     sink:Tensor,        # (B, 16, 1, h, w) portrait latents
