@@ -131,19 +131,19 @@ def random_net():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("window_blocks", [2, 4])
-def test_parallel_pass_equals_stream_past_the_window(kind, window_blocks):
-    net, n, F = random_net(), 6, 18
+@pytest.mark.parametrize("window_blocks,block_frames", [(2, 3), (4, 3), (5, 1), (2, 4)])
+def test_parallel_pass_equals_stream_past_the_window(kind, window_blocks, block_frames):
+    net, n, m = random_net(), 6, block_frames; F = n * m
     x0, eps, ctx, sink = (torch.randn(2, 16, f, 4, 4) for f in (F, F, F, 1))
     plain = net.conditions(["a cat", "fire"], torch.randn(2, 8 + 4 * F, 80), 8); c = net.refer(plain, sink, F)
-    g = torch.Generator().manual_seed(1); sigma, low = forcing_sigmas(kind, 2, n, g), .1 * forcing_sigmas("independent", 2, n, g)
+    g = torch.Generator().manual_seed(1); sigma, low = forcing_sigmas(kind, 2, n, g, block_frames=m), .1 * forcing_sigmas("independent", 2, n, g, block_frames=m)
     noisy = lambda s, e: (1 - s)[:, None, :, None, None] * x0 + s[:, None, :, None, None] * e
     with torch.no_grad():
-        whole = forward_forcing(net, x0, sigma, eps, c, sink_past(net, sink, c, 25.), kind, (low, ctx), window_blocks)
-        kv, offsets = net.prefill(sink, c); h = History(2, 2, window_frames=3 * (window_blocks - 1)); h.set_sink(kv, offsets); parts = []
+        whole = forward_forcing(net, x0, sigma, eps, c, sink_past(net, sink, c, 25.), kind, (low, ctx), window_blocks, m)
+        kv, offsets = net.prefill(sink, c); h = History(2, 2, window_frames=m * (window_blocks - 1)); h.set_sink(kv, offsets); parts = []
         for b in range(n):
-            cut, past = slice(3 * b, 3 * b + 3), h.past(distance=25. - 3 * b)
-            block = net.refer(window(plain, 3 * b, 3 * b + 3), sink, 3)
+            cut, past = slice(m * b, m * b + m), h.past(distance=25. - m * b)
+            block = net.refer(window(plain, m * b, m * b + m), sink, m)
             v, kv = net(noisy(sigma, eps)[:, :, cut], sigma[:, cut], block, past); parts.append(v)
             if kind == "clean": _, kv = net(noisy(low, ctx)[:, :, cut], low[:, cut], block, past)
             h.append(kv)

@@ -54,7 +54,7 @@ class AvatarStream:
     "One running stream. `push` sound, take clips; `flush` at the end; `snapshot` at any time."
     def __init__(self, avatar, portrait:np.ndarray, prompt:str, config:SamplerConfig):
         self.avatar, self.prompt, self.config, p = avatar, prompt, config, avatar.preset
-        self.sampler, self.features = BlockSampler(avatar.dit, p.latent, config), BlockFeatures(p.frames_per_block, avatar.dit.config.audio_history)
+        self.sampler, self.features = BlockSampler(avatar.dit, p.latent, config), BlockFeatures(4 * config.block_frames, avatar.dit.config.audio_history)
         with torch.inference_mode():
             sink = avatar.vae.encode(to_video(portrait[None])).clone()
             _, self.decoder = avatar.vae.decode_chunk(sink)      # the portrait warms the decoder; its picture is not shown
@@ -65,7 +65,7 @@ class AvatarStream:
         for features, sound in self.features.push(check_samples(samples)): yield self.block(features, sound)
     def flush(self):
         "Fill the last block with silence and yield its frames that have sound."
-        n, size = self.features.waiting, 640 * self.avatar.preset.frames_per_block
+        n, size = self.features.waiting, 640 * self.features.frames
         if n == 0: return
         for clip in self.push(np.zeros(size - n, np.float32)):
             yield replace(clip, frames=clip.frames[:math.ceil(n / 640)], samples=clip.samples[:n])
@@ -75,7 +75,7 @@ class AvatarStream:
         number = self.sampler.number
         latents = self.sampler.block(features, self.avatar.dit.config.audio_history)
         video, self.decoder = self.avatar.vae.decode_chunk(latents, self.decoder)
-        return AvatarClip(to_frames(video), sound, number * self.avatar.preset.seconds_per_block, number)
+        return AvatarClip(to_frames(video), sound, number * self.features.frames / self.avatar.preset.fps, number)
     def say(self, prompt:str):
         "Another sentence from the next block on; the stream doesn't stop."
         self.prompt = clean_prompt(prompt)
@@ -120,6 +120,7 @@ def change(self:AvatarStream, steps:int=None, **settings)->"AvatarStream":
     "Other settings from the next block on: `steps`, or any field of SamplerConfig but the guidance weight. The stream doesn't stop."
     if steps is not None: settings["levels"] = self.avatar.levels(steps)
     config, old = replace(self.config, **settings), self.sampler
+    if config.block_frames != old.config.block_frames: raise ValueError("the length of a block can't be changed in a running stream: start a new one")
     if (config.weight == 1) != (old.config.weight == 1): raise ValueError("guidance can't be switched in a running stream: start a new one")
     new = BlockSampler(self.avatar.dit, old.latent, config).start(self.face, self.prompt)
     for stage, history in zip(new.stages, new.histories):

@@ -7,6 +7,8 @@ __all__ = ['KINDS', 'SHARES', 'forcing_sigmas', 'choose_kind', 'clean_past', 'fo
            'train_forcing']
 
 # %% ../../nbs/32_train.forcing.ipynb #00ef06db
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -37,53 +39,54 @@ def choose_kind(rng:torch.Generator, shares:dict)->str:
     return kind
 
 # %% ../../nbs/32_train.forcing.ipynb #2b99b208
-def clean_past(net:DiT, x0:Tensor, sigma:Tensor, eps:Tensor, conditions, sink:Past, window_blocks:int=4)->tuple[Past, Tensor]:
+def clean_past(net:DiT, x0:Tensor, sigma:Tensor, eps:Tensor, conditions, sink:Past, window_blocks:int=4, block_frames:int=3)->tuple[Past, Tensor]:
     "(past, mask): sink and clip (noised to `sigma` (B, F)) as keys and values; a noisy block may see the earlier blocks and itself."
     frames, p = x0.shape[2], net.config.patch
     grid = x0.shape[3] // p[1], x0.shape[4] // p[2]; n = grid[0] * grid[1]
-    causal = block_causal_mask(frames, n, 3, window_blocks, sink.sink_tokens).to(x0.device)
+    causal = block_causal_mask(frames, n, block_frames, window_blocks, sink.sink_tokens).to(x0.device)
     _, kv = net(add_noise(x0, eps, sigma), sigma, conditions, sink, mask=causal)
     both = [LayerKV(torch.cat([s.k, c.k], 1), torch.cat([s.v, c.v], 1)) for s, c in zip(sink.kv, kv)]
     own = grid_positions(torch.arange(frames, device=x0.device), *grid)
     past = Past(both, torch.cat([sink.positions.to(own), own]), sink.sink_tokens)
-    return past, teacher_forcing_mask(frames, n, 3, window_blocks, sink.sink_tokens)[frames * n:].to(x0.device)
+    return past, teacher_forcing_mask(frames, n, block_frames, window_blocks, sink.sink_tokens)[frames * n:].to(x0.device)
 
 # %% ../../nbs/32_train.forcing.ipynb #9d917f50
-def forward_forcing(net:DiT, x0, sigma, eps, conditions, sink:Past, kind:str, context=None, window_blocks:int=4)->Tensor:
+def forward_forcing(net:DiT, x0, sigma, eps, conditions, sink:Past, kind:str, context=None, window_blocks:int=4, block_frames:int=3)->Tensor:
     "Velocity of all blocks in one parallel pass. `context`: (sigma, eps) of the clean copies for kind 'clean'."
     frames, p = x0.shape[2], net.config.patch
-    if kind == "clean": past, mask = clean_past(net, x0, *context, conditions, sink, window_blocks)
-    else: past, mask = sink, block_causal_mask(frames, x0.shape[3] // p[1] * (x0.shape[4] // p[2]), 3, window_blocks, sink.sink_tokens).to(x0.device)
+    if kind == "clean": past, mask = clean_past(net, x0, *context, conditions, sink, window_blocks, block_frames)
+    else: past, mask = sink, block_causal_mask(frames, x0.shape[3] // p[1] * (x0.shape[4] // p[2]), block_frames, window_blocks, sink.sink_tokens).to(x0.device)
     return net(add_noise(x0, eps, sigma), sigma, conditions, past, mask=mask)[0]
 
 SHARES = dict(independent=.35, diagonal=.15, clean=.5)
 
 def forcing_loss(net:DiT, batch:dict, rng:torch.Generator, shares:dict=SHARES, shift:float=1., moving:float=0., drop:tuple=(.05, .05, .05),
-                 context_noise:float=.1, window_blocks:int=4)->tuple[Tensor, dict]:
+                 context_noise:float=.1, window_blocks:int=4, block_frames:int=3)->tuple[Tensor, dict]:
     "Block-wise velocity loss of stage 1; one kind of noise a batch. Live Avatar, sec. 4.1; diffusion forcing, arXiv 2407.01392."
-    x0, n_blocks = batch["latents"], batch["latents"].shape[2] // 3
+    x0, n_blocks = batch["latents"], batch["latents"].shape[2] // block_frames
+    if n_blocks * block_frames != x0.shape[2]: raise ValueError(f"{x0.shape[2]} latent frames do not divide into blocks of {block_frames}: choose another n_blocks")
     noise = lambda: torch.randn(x0.shape, generator=rng, device=x0.device)
     tokens, audio = drop_conditions(batch, rng, *drop)
     conditions = net.conditions(tokens, audio, AUDIO_HISTORY)
     conditions = net.refer(conditions, batch["sink"], x0.shape[2])
-    sink = sink_past(net, batch["sink"], conditions, sink_place(n_blocks, rng))
+    sink = sink_past(net, batch["sink"], conditions, sink_place(n_blocks, rng, block_frames))
     kind = choose_kind(rng, shares)
-    sigma, eps = forcing_sigmas(kind, len(x0), n_blocks, rng, shift), noise()
-    context = (context_noise * forcing_sigmas("independent", len(x0), n_blocks, rng), noise()) if kind == "clean" else None
-    v = forward_forcing(net, x0, sigma, eps, conditions, sink, kind, context, window_blocks)
+    sigma, eps = forcing_sigmas(kind, len(x0), n_blocks, rng, shift, block_frames), noise()
+    context = (context_noise * forcing_sigmas("independent", len(x0), n_blocks, rng, block_frames=block_frames), noise()) if kind == "clean" else None
+    v = forward_forcing(net, x0, sigma, eps, conditions, sink, kind, context, window_blocks, block_frames)
     error = (v.float() - velocity(x0, eps)).square() * cell_weight(x0, moving)
     loss = error.mean()
     return loss, {f"loss_{kind}": loss.detach()}
 
 # %% ../../nbs/32_train.forcing.ipynb #15bf3af5
-def forcing_loss_at(net:DiT, batch:dict, sigma:float, rng:torch.Generator, kind:str="clean")->Tensor:
+def forcing_loss_at(net:DiT, batch:dict, sigma:float, rng:torch.Generator, kind:str="clean", window_blocks:int=4, block_frames:int=3)->Tensor:
     "Stage 1's loss at one level for one kind of past, nothing dropped, sink at a fixed place."
     x0 = batch["latents"]; eps = torch.randn(x0.shape, generator=rng, device=x0.device)
     conditions = net.conditions(batch["tokens"], batch["audio"], AUDIO_HISTORY)
     conditions = net.refer(conditions, batch["sink"], x0.shape[2])
     sink = sink_past(net, batch["sink"], conditions, x0.shape[2] + 7.)
     levels = torch.full((len(x0), x0.shape[2]), sigma, device=x0.device)
-    v = forward_forcing(net, x0, levels, eps, conditions, sink, kind, (torch.zeros_like(levels), eps))
+    v = forward_forcing(net, x0, levels, eps, conditions, sink, kind, (torch.zeros_like(levels), eps), window_blocks, block_frames)
     return (v.float() - velocity(x0, eps)).square().mean()
 
 def train_forcing(preset="pico", # name or Preset
@@ -91,12 +94,14 @@ def train_forcing(preset="pico", # name or Preset
     out="runs/forcing",
     minutes:float=None, steps:int=None, resume:bool=False,
     init=None,                   # the teacher: run folder, weights file or shipped name
-    batch:int=16, n_blocks:int=4, lr:float=6e-4, ema:float=.999,
+    batch:int=16, n_blocks:int=4, # windows of 3 n_blocks latent frames
+    lr:float=6e-4, ema:float=.999,
     shares:dict=None,            # of the three kinds of noise; None = SHARES
-    shift:float=1., moving:float=0., drop:tuple=(.05, .05, .05), context_noise:float=.1, window_blocks:int=4,
+    shift:float=1., moving:float=0., drop:tuple=(.05, .05, .05), context_noise:float=.1, window_blocks:int=4, block_frames:int=3,
     **options,                   # muon, seed, autocast, device, validate_every, limit, config, progress
 )->DiT:
     "Trains stage 1, block-causal diffusion forcing; returns it with averaged weights, written to out/weights.safetensors too."
-    return train_stage(forcing_loss, forcing_loss_at, "forcing", preset, data, out, minutes, steps, resume, init, batch, n_blocks, lr, ema,
+    at = partial(forcing_loss_at, window_blocks=window_blocks, block_frames=block_frames)
+    return train_stage(forcing_loss, at, "forcing", preset, data, out, minutes, steps, resume, init, batch, n_blocks, lr, ema,
                        shares=dict(shares or SHARES), shift=shift, moving=moving, drop=tuple(drop), context_noise=context_noise,
-                       window_blocks=window_blocks, **options)
+                       window_blocks=window_blocks, block_frames=block_frames, **options)
