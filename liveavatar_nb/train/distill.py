@@ -7,7 +7,7 @@ __all__ = ['LORA_TARGETS', 'RollOut', 'block_conditions', 'exit_step', 'roll_out
            'score_gradient', 'fake_loss', 'LowRank', 'add_lora', 'merge_lora', 'draw_exit', 'new_seed', 'clip_numbers',
            'Distiller', 'load_pair', 'check_student', 'train_distill', 'finish_student']
 
-# %% ../../nbs/35_train.distill.ipynb #c46f394e
+# %% ../../nbs/35_train.distill.ipynb #3978a3f7
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from .latents import AUDIO_HISTORY, LatentClips
 from .loop import Optim, fit, load_ema, read_log, to_device
 from .teacher import sink_past, sink_place, start_from
 
-# %% ../../nbs/35_train.distill.ipynb #9171dce2
+# %% ../../nbs/35_train.distill.ipynb #400372fb
 @dataclass
 class RollOut:
     "A finished clip of the student, without graph, and what is needed to differentiate it later."
@@ -48,7 +48,7 @@ def exit_step(sampler:BlockSampler, x:Tensor, exit:int, conditions:Conditions)->
     sampler.number += 1
     return x0
 
-# %% ../../nbs/35_train.distill.ipynb #22a61aaf
+# %% ../../nbs/35_train.distill.ipynb #70f1939e
 @torch.no_grad()
 def roll_out(sampler:BlockSampler, # of the student; its config says levels, policy, solver, seed
     batch:dict,                    # sink (B,C,1,h,w), tokens (B,L), audio (B,8+4F,A)
@@ -68,7 +68,7 @@ def roll_out(sampler:BlockSampler, # of the student; its config says levels, pol
         inputs.append(x); out.append(exit_step(sampler, x, exit, conditions))
     return RollOut(torch.cat(out, 2), inputs, exit)
 
-# %% ../../nbs/35_train.distill.ipynb #56a43143
+# %% ../../nbs/35_train.distill.ipynb #24e3955e
 def replay(sampler:BlockSampler, batch:dict, roll:RollOut, gradient:Tensor):
     "Adds d(dmd_loss)/d(weights) of a rolled-out clip to .grad, one block at a time. Live Avatar, arXiv 2512.04677, algorithm 2."
     sampler.start(batch["sink"], batch["tokens"])
@@ -79,7 +79,7 @@ def replay(sampler:BlockSampler, batch:dict, roll:RollOut, gradient:Tensor):
         x0 = exit_step(sampler, x, roll.exit, block_conditions(sampler.net, text, batch, sampler.sink, b, sampler.config.block_frames))
         x0.backward(part.to(x0.dtype))
 
-# %% ../../nbs/35_train.distill.ipynb #4279aa7a
+# %% ../../nbs/35_train.distill.ipynb #58706243
 def clip_velocity(net:DiT, x:Tensor, sigma:Tensor, batch:dict, place:float, weight:float=1.)->Tensor:
     "Velocity of a noisy clip by a bidirectional network, with guidance of `weight` (1 = off)."
     tokens, audio, sink = batch["tokens"], batch["audio"], batch["sink"]
@@ -96,7 +96,7 @@ def noised(x0:Tensor, rng:torch.Generator, shift:float=1.)->tuple[Tensor, Tensor
     eps = torch.randn(x0.shape, generator=rng, device=x0.device)
     return add_noise(x0, eps, sigma), sigma, eps
 
-# %% ../../nbs/35_train.distill.ipynb #3a768a9f
+# %% ../../nbs/35_train.distill.ipynb #b346391d
 @torch.no_grad()
 def score_gradient(real:DiT, fake:DiT, x0:Tensor, batch:dict, rng:torch.Generator, weight:float=1., shift:float=1., normaliser:str="batch")->tuple[Tensor, float]:
     "(DMD gradient at a rolled-out clip, mean|fake - real|)."
@@ -110,7 +110,7 @@ def fake_loss(fake:DiT, x0:Tensor, batch:dict, rng:torch.Generator, shift:float=
     x, sigma, eps = noised(x0, rng, shift)
     return critic_loss(clip_velocity(fake, x, sigma, batch, sink_place(x0.shape[2] // 3, rng)), x0, eps)
 
-# %% ../../nbs/35_train.distill.ipynb #f083a60d
+# %% ../../nbs/35_train.distill.ipynb #c8f7487b
 LORA_TARGETS = ("q", "k", "v", "o", "ffn.0", "ffn.2")   # last parts of the names of the changed layers, as in the official release
 
 class LowRank(nn.Module):
@@ -122,7 +122,7 @@ class LowRank(nn.Module):
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
     def forward(self, weight:Tensor)->Tensor: return weight + self.scale * (self.B @ self.A)
 
-# %% ../../nbs/35_train.distill.ipynb #65c03967
+# %% ../../nbs/35_train.distill.ipynb #9498e07d
 def add_lora(net:nn.Module, rank:int=128, alpha:float=None, targets:tuple=LORA_TARGETS)->nn.Module:
     "Freezes the network and gives each target layer a trainable low-rank change; alpha defaults to rank / 2. Returns the network."
     if rank < 1: raise ValueError(f"LoRA rank {rank}: give at least 1")
@@ -138,7 +138,7 @@ def merge_lora(net:nn.Module)->nn.Module:
         nn.utils.parametrize.remove_parametrizations(m, "weight", leave_parametrized=True)
     return net.requires_grad_(True)
 
-# %% ../../nbs/35_train.distill.ipynb #34c76173
+# %% ../../nbs/35_train.distill.ipynb #18130572
 def draw_exit(steps:int, rng:torch.Generator, exits:tuple|None=None)->int:
     "The exit step of a roll-out: uniform, or with the given weights (all on the last step: `(0, 0, 0, 1)`)."
     w = torch.ones(steps) if exits is None else torch.tensor(exits, dtype=torch.float32)
@@ -152,7 +152,7 @@ def clip_numbers(x0:Tensor, truth:Tensor)->dict:
     motion = lambda x: x.float().diff(dim=2).square().mean(); change = lambda x: x.float().std(2).square().mean()
     return dict(motion=(motion(x0) / motion(truth)).item(), spread=(change(x0) / change(truth)).item(), std=(x0.float().std() / truth.float().std()).item())
 
-# %% ../../nbs/35_train.distill.ipynb #1a817451
+# %% ../../nbs/35_train.distill.ipynb #6e46708f
 class Distiller:
     "The training step of stage 2; a step function for `train.loop.fit` with the networks `student` and `fake`."
     def __init__(self, student:DiT, fake:DiT, real:DiT, config:SamplerConfig, weight:float=1.5, ratio:int=1, reuse:bool=True,
@@ -178,7 +178,7 @@ class Distiller:
             if k or not self.reuse: _, roll = self.roll(batch, rng)
             yield "fake", fake_loss(self.fake, roll.x0, batch, rng, self.shift), {}
 
-# %% ../../nbs/35_train.distill.ipynb #a6219327
+# %% ../../nbs/35_train.distill.ipynb #37856c59
 def load_pair(preset, teacher, student, config=None)->tuple[DiT, DiT]:
     "(teacher, student) networks of one preset; anything that doesn't fit is one line with the file's name."
     nets = []
@@ -197,9 +197,9 @@ def check_student(student:DiT, config:SamplerConfig, batches:list)->dict:
         rows.append(clip_numbers(roll_out(BlockSampler(student, latent, replace(config, seed=1000 + i)), b).x0, b["latents"]))
     return {f"val_{k}": sum(r[k] for r in rows) / len(rows) for k in rows[0]}
 
-# %% ../../nbs/35_train.distill.ipynb #cfb3bd5f
+# %% ../../nbs/35_train.distill.ipynb #4a4f783f
 def train_distill(preset="pico",  # name or Preset
-    teacher="pico_teacher",      # frozen real score, and start of the fake one: run folder, file or shipped name
+    teacher="pico_forcing",      # frozen real score, and start of the fake one: run folder, file or shipped name
     student="pico_forcing",      # where the student starts: stage 1
     data="runs/latents",         # folder with train and heldout shards: sound, captions, portraits
     out="runs/distill",
@@ -238,7 +238,7 @@ def train_distill(preset="pico",  # name or Preset
               config=settings | {"sampler": _plain(sampler), "dit": asdict(net.config)}, ahead=device != "cpu", progress=progress, **options)
     return finish_student(net, out, preset, run, sampler, settings)
 
-# %% ../../nbs/35_train.distill.ipynb #d8feb24a
+# %% ../../nbs/35_train.distill.ipynb #d57ca300
 def _plain(config:SamplerConfig)->dict: return {k: v for k, v in asdict(config).items() if k not in ("seed", "weight")}
 def _name(source)->str: return Path(str(source)).name
 
