@@ -55,3 +55,11 @@ def test_settings_and_files_agree():
     pinned = {re.split("==", line)[0].lower().replace("_", "-") for line in (root / "constraints.txt").read_text().split()}
     wanted = {re.match(r"[\w.\-]+", r)[0].lower().replace("_", "-") for r in (cfg["requirements"] + " " + cfg["dev_requirements"]).split()}
     assert wanted <= pinned, f"not pinned in constraints.txt: {sorted(wanted - pinned)}"
+
+
+def test_weights_are_small_and_have_cards():
+    files = sorted((root / "liveavatar_nb" / "weights").glob("*.safetensors"))
+    sizes = [f.stat().st_size for f in files]
+    assert files and max(sizes) < 20e6 and sum(sizes) <= 40 * 2**20, dict(zip([f.name for f in files], sizes))
+    for f in files:
+        assert {"what", "device"} <= set(json.loads(f.with_suffix(".json").read_text())), f"{f.name} needs its card"

@@ -207,7 +207,7 @@ def test_start_from_brings_weights_and_a_wrong_network_is_one_line(folder, tmp_p
 def test_start_from_a_sum(tmp_path):
     "Shipped networks of one family: pico's stage 1 plus what distillation changed is pico's student."
     pico = lambda init: start_from(DiT(preset("pico").dit), init).state_dict()
-    student, total = pico("pico_student"), pico("pico_teacher + pico_student - pico_teacher")
+    student, total = pico("pico_student"), pico("pico_forcing + pico_student - pico_forcing")
     for k, v in student.items(): assert (v - total[k]).abs().max() < 1e-5
     with pytest.raises(ValueError, match="nowhere"): pico("pico_student - nowhere")
 
