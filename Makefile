@@ -34,7 +34,7 @@ $(DEV): $(RUN)
 	@touch $@
 
 demo: $(RUN)  ## outputs/demo.mp4 (with sound) and outputs/demo.png from data/samples
-	$(BIN)/liveavatar-nb generate --audio data/samples/hello.wav --image data/samples/ada.png --text "calm, smiling" --outdir outputs
+	$(BIN)/liveavatar-nb generate --preset nano --audio data/samples/hello.wav --image data/samples/ada.png --text "calm, smiling" --outdir outputs
 
 test: $(DEV)  ## every test there is
 	$(BIN)/python tools/check_sync.py

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEFAULT_WEIGHTS', 'AvatarClip', 'BlockFeatures', 'AvatarStream', 'release', 'LiveAvatar', 'sampler_of', 'untrained']
 
-# %% ../../nbs/45_stream.avatar.ipynb #6bd0fb03
+# %% ../../nbs/45_stream.avatar.ipynb #330cd801
 import math
 from dataclasses import dataclass, replace
 
@@ -18,7 +18,7 @@ from ..model.presets import PresetError, card_of, load_weights, preset as get_pr
 from .sampler import BlockSampler, SamplerConfig, many_steps
 from ..train.vae import to_frames, to_video
 
-# %% ../../nbs/45_stream.avatar.ipynb #6dd6e7dd
+# %% ../../nbs/45_stream.avatar.ipynb #25fc0ab7
 @dataclass
 class AvatarClip:
     "One block of the talking film."
@@ -29,7 +29,7 @@ class AvatarClip:
 
 
 
-# %% ../../nbs/45_stream.avatar.ipynb #db9ec67f
+# %% ../../nbs/45_stream.avatar.ipynb #b7385d96
 class BlockFeatures:
     "Samples in, blocks of audio features out: (1, history + 12, 80) with the block's samples."
     def __init__(self, frames:int=12, history:int=8):
@@ -49,7 +49,7 @@ class BlockFeatures:
     @property
     def waiting(self)->int: return len(self.samples)   # samples that don't fill a block yet
 
-# %% ../../nbs/45_stream.avatar.ipynb #3b70da03
+# %% ../../nbs/45_stream.avatar.ipynb #bdf5936f
 class AvatarStream:
     "One running stream. `push` sound, take clips; `flush` at the end; `snapshot` at any time."
     def __init__(self, avatar, portrait:np.ndarray, prompt:str, config:SamplerConfig):
@@ -81,7 +81,7 @@ class AvatarStream:
         self.prompt = clean_prompt(prompt)
         with torch.inference_mode(): self.sampler.set_text(self.prompt)
 
-# %% ../../nbs/45_stream.avatar.ipynb #39bb29a6
+# %% ../../nbs/45_stream.avatar.ipynb #2117c5b9
 from fastcore.basics import patch
 
 @patch
@@ -113,7 +113,7 @@ def release():
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError): pass
 
-# %% ../../nbs/45_stream.avatar.ipynb #48b2e545
+# %% ../../nbs/45_stream.avatar.ipynb #7b166d86
 @patch
 @torch.inference_mode()
 def change(self:AvatarStream, steps:int=None, **settings)->"AvatarStream":
@@ -132,8 +132,8 @@ def change(self:AvatarStream, steps:int=None, **settings)->"AvatarStream":
     self.config, self.sampler = config, new
     return self
 
-# %% ../../nbs/45_stream.avatar.ipynb #af5ff48d
-DEFAULT_WEIGHTS = {"pico": "pico_student"}
+# %% ../../nbs/45_stream.avatar.ipynb #9200c8a4
+DEFAULT_WEIGHTS = {"pico": "pico_student", "nano": "nano_student"}
 
 class LiveAvatar:
     "A VAE and a DiT of one preset, ready to stream."
@@ -141,7 +141,7 @@ class LiveAvatar:
         self.preset, self.dit, self.vae, self.config = get_preset(preset), dit.eval(), vae.eval(), config
     @classmethod
     def from_pretrained(cls,
-        preset="pico",       # nano: give its weights, none are shipped yet
+        preset="pico",       # pico: 64x64, nano: 128x128
         weights:str=None,    # another weights file for the DiT, by path or shipped name
         vae:str="nano_vae",
     )->"LiveAvatar":
@@ -163,7 +163,7 @@ class LiveAvatar:
         if steps is not None: changes["levels"] = self.levels(steps)
         return AvatarStream(self, self.portrait(image), clean_prompt(prompt), replace(self.config, **changes))
 
-# %% ../../nbs/45_stream.avatar.ipynb #96e07136
+# %% ../../nbs/45_stream.avatar.ipynb #90670c32
 def sampler_of(card:dict, p)->SamplerConfig:
     "The sampler settings that stand on a weights' card; many steps and clean history where it says nothing."
     settings = dict(card.get("sampler", {}))
@@ -187,7 +187,7 @@ def portrait(self:LiveAvatar, image)->np.ndarray:
     side = min(image.shape[:2]); y, x = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
     return np.asarray(Image.fromarray(image[y:y + side, x:x + side]).resize((size, size), Image.LANCZOS))
 
-# %% ../../nbs/45_stream.avatar.ipynb #5148b457
+# %% ../../nbs/45_stream.avatar.ipynb #6a1f2019
 def untrained(preset="pico", seed:int=0, **settings)->LiveAvatar:
     "An avatar with random weights, for tests of everything but looks."
     from liveavatar_nb.model.presets import build
