@@ -204,7 +204,7 @@ def test_start_from_brings_weights_and_a_wrong_network_is_one_line(folder, tmp_p
     with pytest.raises(RuntimeError, match="another network"): start_from(wrong, tmp_path/"t")
 
 
-def test_start_from_a_sum(tmp_path):
+def test_start_from_a_sum():
     "Shipped networks of one family: pico's stage 1 plus what distillation changed is pico's student."
     pico = lambda init: start_from(DiT(preset("pico").dit), init).state_dict()
     student, total = pico("pico_student"), pico("pico_forcing + pico_student - pico_forcing")

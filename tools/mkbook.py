@@ -59,8 +59,6 @@ def relink(text, stems, url):
     def new(m):
         link, anchor = m[1], m[2] or ""
         target = Path(link)
-        if target.parts[0] == "_static":
-            return m[0]
         if target.suffix == ".ipynb" and target.stem in stems:
             return f"]({page(target.stem)}.ipynb{anchor})"
         here = next((p for p in (root / link, root / "nbs" / link) if p.exists()), None)

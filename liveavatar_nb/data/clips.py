@@ -15,7 +15,7 @@ import numpy as np
 
 # %% ../../nbs/13_data.clips.ipynb #380db752
 from .audio import SAMPLE_RATE, audio_features, save_wav
-from .speech import VISEME_CHANNELS, Speech, Voice, find_voice, random_speech, speak, visemes, voices
+from .speech import VISEME_CHANNELS, Speech, Voice, random_speech, speak, visemes
 from .world import (MANNERS, MOODS, MOTION_CHANNELS, MOTION_HIGH, MOTION_LOW, SPECIES, Identity, idle_motion,
                                       random_identity, render, render_portrait, split_seed)
 

@@ -17,7 +17,6 @@ import unicodedata
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import soxr

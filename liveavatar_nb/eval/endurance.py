@@ -20,7 +20,7 @@ from ..data.speech import sentences, speak, find_voice, visemes
 from ..data.world import MOTION_CHANNELS, SPECIES, random_identity, render_portrait, split_seed
 from .metrics import MOTION_GROUPS, SPREAD, colour_difference, flicker, load_probe, read_clip, sharpness, sync
 from ..model.presets import find_weights, preset as get_preset
-from ..stream.avatar import DEFAULT_WEIGHTS, AvatarStream, LiveAvatar, release
+from ..stream.avatar import AvatarStream, LiveAvatar, release, shipped_weights
 from ..stream.sink import sink_settings, without as leave_out
 from ..train.vae import to_frames
 
@@ -146,7 +146,7 @@ def slot(self:Run, measure:bool=True):
                 if number * per_block <= k < (number + 1) * per_block: self.frames[k] = film[-1][int((k - number * per_block) * 25 + 1e-6)]
         rows[i, 2] = psutil.Process().memory_info().rss / 2**20
     self.costs = np.concatenate([self.costs, rows])
-    if measure: self.looks[self.at - 1] = look(np.concatenate(film))
+    if measure: self.looks[self.at - 1] = look(np.concatenate(film)); release()
     return self
 
 # %% ../../nbs/52_eval.endurance.ipynb #e96fff3f
@@ -262,7 +262,7 @@ def bench_endurance(
     config = settings_of(avatar, steps, policy, sink, without, seed=seed, **settings)
     who = random_identity(split_seed("heldout", face)); prompt = f"a {SPECIES[who.species]}, {mood}"
     mark = lambda name: f"{zlib.crc32(find_weights(name).read_bytes()):08x}"
-    name = weights or DEFAULT_WEIGHTS.get(p.name)
+    name = shipped_weights(p.name, weights)
     about = dict(preset=p.name, weights=f"{Path(name).stem} {mark(name)}", vae=mark("nano_vae"), sampler=asdict(config), face=face, prompt=prompt, voice=voice, loop=loop, threads=threads)
     key = zlib.crc32(json.dumps(about, sort_keys=True).encode())
     path = Path(out) / f"{p.name}_{without or sink}_{key:08x}.safetensors"

@@ -69,22 +69,23 @@ def truth()->Candidate:
 
 # %% ../../nbs/51_eval.genbench.ipynb #09b7c119
 @torch.inference_mode()
-def through_vae(vae, clip:Clip, blocks:int=8)->np.ndarray:
-    "True frames encoded and decoded, some blocks at a time, so that long clips fit: (T, H, W, 3) uint8."
+def through_vae(vae, clip:Clip, blocks:int=8)->tuple:
+    "True frames encoded some blocks at a time, so that long clips fit, and decoded: (T, H, W, 3) uint8, and the seconds that each block's decoding took."
     latents, encoder = vae.encode_chunk(to_video(clip.frames[:1]), None)
     _, decoder = vae.decode_chunk(latents, None)
-    frames = []
+    frames, took = [], []
     for i in range(1, len(clip.frames), 12 * blocks):
         part = clip.frames[i:i + 12 * blocks]
         short = -len(part) % 4
         part = np.concatenate([part, np.repeat(part[-1:], short, 0)])
         latents, encoder = vae.encode_chunk(to_video(part), encoder)
-        video, decoder = vae.decode_chunk(latents, decoder)
-        frames.append(to_frames(video)[:len(part) - short])
-    return np.concatenate(frames)
+        for block in latents.split(3, 2):
+            start = time.perf_counter(); video, decoder = vae.decode_chunk(block, decoder)
+            frames.append(to_frames(video)); took.append(time.perf_counter() - start)
+    return np.concatenate(frames)[:len(clip.frames) - 1], took
 
 def through(vae, key:int=0)->Candidate:
-    "The VAE row."
+    "The VAE row; its seconds per block are what decoding alone takes."
     return Candidate("VAE", lambda clip: through_vae(vae, clip), key=key)
 
 # %% ../../nbs/51_eval.genbench.ipynb #0f8c9ef5

@@ -110,9 +110,8 @@ def _random(make):
 
 def weights_of(config:TPPConfig)->str:
     "Name or path of the network's weights: those asked for, or the ones that the preset is shipped with."
-    from liveavatar_nb.stream.avatar import DEFAULT_WEIGHTS
-    if not config.weights and config.preset not in DEFAULT_WEIGHTS: raise ValueError(f"no weights are shipped for {config.preset}: give weights=FILE")
-    return config.weights or DEFAULT_WEIGHTS[config.preset]
+    from liveavatar_nb.stream.avatar import shipped_weights
+    return shipped_weights(config.preset, config.weights)
 
 def load_dit(config:TPPConfig)->DiT:
     "The denoising network of a run."

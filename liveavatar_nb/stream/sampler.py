@@ -6,7 +6,7 @@
 __all__ = ['POLICIES', 'SOLVERS', 'block_noise', 'SamplerConfig', 'many_steps', 'guided', 'Stage', 'BlockSampler', 'sample_clip']
 
 # %% ../../nbs/40_stream.sampler.ipynb #1a9715ff
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor

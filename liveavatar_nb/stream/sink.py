@@ -78,24 +78,24 @@ def attention_shares(
     return torch.stack(out)
 
 # %% ../../nbs/41_stream.sink.ipynb #57e6bf8b
-def bench_lips(clips:int=8, seconds:float=9.6, first:int=0, max_lag:int=5, threads:int=1)->dict:
+def bench_lips(preset:str="pico", clips:int=8, seconds:float=9.6, first:int=0, max_lag:int=5, threads:int=1)->dict:
     "Chapter 41: lag of the mouth on held-out clips, in the true film, through the VAE, and in the shipped student's stream."
     import numpy as np
     from liveavatar_nb.data.clips import make_clip
     from liveavatar_nb.eval.genbench import generate_clip, through_vae
     from liveavatar_nb.eval.metrics import load_probe, read_clip, sync
-    from liveavatar_nb.stream.avatar import LiveAvatar
+    from liveavatar_nb.stream.avatar import LiveAvatar, shipped_weights
     blocks = int(seconds / .48 + 1e-6)
     if clips < 1 or blocks < 2: raise ValueError("lips are measured on at least one clip of at least 0.96 seconds")
     torch.set_num_threads(threads)
-    avatar, probe, n = LiveAvatar.from_pretrained("pico"), load_probe(), 12 * blocks
+    avatar, probe, n = LiveAvatar.from_pretrained(preset), load_probe(), 12 * blocks
     curves = dict(film=[], vae=[], stream=[])
     with torch.inference_mode():
         for i in range(first, first + clips):
             clip = make_clip(i, "heldout", n, avatar.preset.size[0])
-            films = dict(film=clip.frames[1:], vae=through_vae(avatar.vae, clip), stream=generate_clip(avatar, clip)[0])
+            films = dict(film=clip.frames[1:], vae=through_vae(avatar.vae, clip)[0], stream=generate_clip(avatar, clip)[0])
             for k, film in films.items(): curves[k].append(sync(read_clip(probe, film).motion[:, :5], clip.motion[:, :5], max_lag)["curve"])
-    out = dict(preset="pico", weights="pico_student", clips=clips, seconds=round(clips * n / 25, 2), lags=list(range(-max_lag, max_lag + 1)))
+    out = dict(preset=preset, weights=shipped_weights(preset), clips=clips, seconds=round(clips * n / 25, 2), lags=list(range(-max_lag, max_lag + 1)))
     for k, all_ in curves.items():
         c = np.mean(all_, 0); j = int(c.argmax())
         top = (c[j - 1] - c[j + 1]) / (2 * (c[j - 1] - 2 * c[j] + c[j + 1])) if 0 < j < 2 * max_lag else 0.

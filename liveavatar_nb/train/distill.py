@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from ..model.conditions import Conditions, join
 from ..model.dit import DiT
 from ..model.flow import add_noise, cfg, sigmas, x0_from_velocity
-from ..model.presets import card_of, preset as get_preset, save_weights
+from ..model.presets import preset as get_preset, save_weights
 from ..stream.sampler import BlockSampler, SamplerConfig, block_noise
-from .dmd import critic_loss, dmd_gradient, dmd_loss, sample_sigma
+from .dmd import critic_loss, dmd_gradient, sample_sigma
 from .latents import AUDIO_HISTORY, LatentClips
 from .loop import Optim, fit, load_ema, read_log, to_device
 from .teacher import sink_past, sink_place, start_from

@@ -9,7 +9,6 @@ __all__ = ['KINDS', 'SHARES', 'forcing_sigmas', 'choose_kind', 'clean_past', 'fo
 # %% ../../nbs/32_train.forcing.ipynb #00ef06db
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 

@@ -7,9 +7,8 @@ __all__ = ['POLICIES', 'noisy_channels', 'corrupt', 'corrupt_cache', 'MotionLaw'
            'train', 'forcing_loss', 'score_loss', 'regress', 'distil', 'drift', 'experiment', 'main']
 
 # %% ../../nbs/33_train.history.ipynb #a45f1fcc
-import copy, json, math, time
+import copy, math, time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn

@@ -8,8 +8,8 @@ __all__ = ['SINK_DISTANCES', 'LEVELS', 'draw_sigmas', 'drop_conditions', 'sink_p
            'sample_teacher']
 
 # %% ../../nbs/31_train.teacher.ipynb #666e4c09
-from dataclasses import asdict
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..model.cache import Past
 from ..model.conditions import Conditions, join
-from ..model.dit import DiT, DiTConfig
+from ..model.dit import DiT
 from ..model.flow import add_noise, cfg, euler_step, shift_sigma, sigmas, velocity
 from ..model.presets import load_weights, preset as get_preset, save_weights
 from .latents import AUDIO_HISTORY, LatentClips

@@ -8,7 +8,6 @@ __all__ = ['random_film', 'to_video', 'to_frames', 'vae_batch', 'film_loss', 'va
 
 # %% ../../nbs/30b_train.vae.ipynb #98dafbd1
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
