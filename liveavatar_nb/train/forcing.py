@@ -97,7 +97,7 @@ def train_forcing(preset="pico", # name or Preset
     lr:float=6e-4, ema:float=.999,
     shares:dict=None,            # of the three kinds of noise; None = SHARES
     shift:float=1., moving:float=0., drop:tuple=(.05, .05, .05), context_noise:float=.1, window_blocks:int=4, block_frames:int=3,
-    **options,                   # muon, seed, autocast, device, validate_every, limit, config, progress
+    **options,                   # muon, seed, portrait, autocast, device, validate_every, limit, config, progress
 )->DiT:
     "Trains stage 1, block-causal diffusion forcing; returns it with averaged weights, written to out/weights.safetensors too."
     at = partial(forcing_loss_at, window_blocks=window_blocks, block_frames=block_frames)

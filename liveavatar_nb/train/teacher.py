@@ -119,16 +119,16 @@ def finish(net, out, kind:str, preset, run, settings:dict, part:str="dit", **mor
 
 # %% ../../nbs/31_train.teacher.ipynb #1ce17904
 def train_stage(loss_fn, loss_at, kind:str, preset, data, out, minutes=None, steps=None, resume=False, init=None, batch=16, n_blocks=4,
-                lr=1e-3, ema=.999, muon=0., seed=0, autocast=False, device=None, validate_every=500, limit=None, config=None, progress=True, **settings)->DiT:
-    "What teacher and stage 1 share: data, network, validation, loop, card."
+                lr=1e-3, ema=.999, muon=0., seed=0, autocast=False, device=None, validate_every=500, limit=None, config=None, progress=True, portrait=.5, **settings)->DiT:
+    "What teacher and stage 1 share: data, network, validation, loop, card. `portrait`: share of windows whose sink is the portrait; the others' is a latent frame of the clip."
     torch.manual_seed(seed)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     train, heldout = LatentClips(data, "train", limit), LatentClips(data, "heldout")
     net = start_from(DiT(config or get_preset(preset).dit), init).to(device)
     checks = [heldout.batch(i, min(batch, len(heldout)), n_blocks, seed=99) for i in range(2)]
     def step_fn(step, b, rng): return loss_fn(net, b, rng, **settings)
-    everything = dict(batch=batch, n_blocks=n_blocks, lr=lr, ema=ema, muon=muon, seed=seed, autocast=autocast, clips=len(train), vae=train.vae, **settings)
-    run = fit(step_fn, net, lambda step, seed: train.batch(step, batch, n_blocks, seed), out, Optim(lr=lr, muon=muon, ema=ema), steps=steps, minutes=minutes,
+    everything = dict(batch=batch, n_blocks=n_blocks, lr=lr, ema=ema, muon=muon, seed=seed, autocast=autocast, portrait=portrait, clips=len(train), vae=train.vae, **settings)
+    run = fit(step_fn, net, lambda step, seed: train.batch(step, batch, n_blocks, seed, portrait=portrait), out, Optim(lr=lr, muon=muon, ema=ema), steps=steps, minutes=minutes,
               seed=seed, resume=resume, autocast=autocast, ahead=device != "cpu", validate=lambda: validate_levels(net, checks, loss_at),
               validate_every=validate_every, config=everything | {"dit": asdict(net.config)}, progress=progress)
     return finish(net, out, kind, preset, run, everything)
