@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'SHARES', 'forcing_sigmas', 'choose_kind', 'clean_past', 'forward_forcing', 'forcing_loss', 'forcing_loss_at',
            'train_forcing']
 
-# %% ../../nbs/32_train.forcing.ipynb #00ef06db
+# %% ../../nbs/32_train.forcing.ipynb #9376c72b
 from functools import partial
 
 import torch
@@ -20,7 +20,7 @@ from ..model.rope import grid_positions
 from .latents import AUDIO_HISTORY
 from .teacher import cell_weight, draw_sigmas, drop_conditions, sink_past, sink_place, train_stage
 
-# %% ../../nbs/32_train.forcing.ipynb #2da6c803
+# %% ../../nbs/32_train.forcing.ipynb #5fbb2ad8
 KINDS = ("independent", "diagonal", "clean")
 
 def forcing_sigmas(kind:str, batch:int, n_blocks:int, rng:torch.Generator, shift:float=1., block_frames:int=3)->Tensor:
@@ -37,7 +37,7 @@ def choose_kind(rng:torch.Generator, shares:dict)->str:
         if u < total: return kind
     return kind
 
-# %% ../../nbs/32_train.forcing.ipynb #2b99b208
+# %% ../../nbs/32_train.forcing.ipynb #ae40af4c
 def clean_past(net:DiT, x0:Tensor, sigma:Tensor, eps:Tensor, conditions, sink:Past, window_blocks:int=4, block_frames:int=3)->tuple[Past, Tensor]:
     "(past, mask): sink and clip (noised to `sigma` (B, F)) as keys and values; a noisy block may see the earlier blocks and itself."
     frames, p = x0.shape[2], net.config.patch
@@ -49,7 +49,7 @@ def clean_past(net:DiT, x0:Tensor, sigma:Tensor, eps:Tensor, conditions, sink:Pa
     past = Past(both, torch.cat([sink.positions.to(own), own]), sink.sink_tokens)
     return past, teacher_forcing_mask(frames, n, block_frames, window_blocks, sink.sink_tokens)[frames * n:].to(x0.device)
 
-# %% ../../nbs/32_train.forcing.ipynb #9d917f50
+# %% ../../nbs/32_train.forcing.ipynb #5b41f91b
 def forward_forcing(net:DiT, x0, sigma, eps, conditions, sink:Past, kind:str, context=None, window_blocks:int=4, block_frames:int=3)->Tensor:
     "Velocity of all blocks in one parallel pass. `context`: (sigma, eps) of the clean copies for kind 'clean'."
     frames, p = x0.shape[2], net.config.patch
@@ -77,7 +77,7 @@ def forcing_loss(net:DiT, batch:dict, rng:torch.Generator, shares:dict=SHARES, s
     loss = error.mean()
     return loss, {f"loss_{kind}": loss.detach()}
 
-# %% ../../nbs/32_train.forcing.ipynb #15bf3af5
+# %% ../../nbs/32_train.forcing.ipynb #003ae4c7
 def forcing_loss_at(net:DiT, batch:dict, sigma:float, rng:torch.Generator, kind:str="clean", window_blocks:int=4, block_frames:int=3)->Tensor:
     "Stage 1's loss at one level for one kind of past, nothing dropped, sink at a fixed place."
     x0 = batch["latents"]; eps = torch.randn(x0.shape, generator=rng, device=x0.device)

@@ -6,7 +6,7 @@
 __all__ = ['STUDENT_STEPS', 'PATH_FIELDS', 'Recorded', 'record_paths', 'student_levels', 'kept_steps', 'make_paths', 'PathClips',
            'ode_loss', 'train_ode']
 
-# %% ../../nbs/36_train.ode.ipynb #5ac4f70e
+# %% ../../nbs/36_train.ode.ipynb #49e7c97f
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from .latents import AUDIO_HISTORY, LatentClips, mapped
 from .loop import Optim, fit, mix, write_checkpoint
 from .teacher import cell_weight, finish, sink_past, sink_place, start_from
 
-# %% ../../nbs/36_train.ode.ipynb #cd1edda8
+# %% ../../nbs/36_train.ode.ipynb #5713041b
 class Recorded:
     "A stage that notes its inputs."
     def __init__(self, stage): self.stage, self.seen = stage, []
@@ -46,7 +46,7 @@ def record_paths(net:DiT,
         ends.append(sampler.block(batch["audio"][:, start:start + rows + AUDIO_HISTORY], AUDIO_HISTORY))
     return torch.stack([torch.cat(sampler.stages[k].seen, 2) for k in keep] + [torch.cat(ends, 2)], 1)
 
-# %% ../../nbs/36_train.ode.ipynb #b735ab04
+# %% ../../nbs/36_train.ode.ipynb #e4825650
 STUDENT_STEPS = (4, 3, 2)
 
 def student_levels(steps:tuple=STUDENT_STEPS)->tuple:
@@ -59,7 +59,7 @@ def kept_steps(levels:tuple, path_steps:int)->tuple:
     if any(abs(p - round(p)) > 1e-3 for p in places): raise ValueError(f"levels {levels} do not all lie on a path of {path_steps} even steps: use another number of steps")
     return tuple(round(p) for p in places)
 
-# %% ../../nbs/36_train.ode.ipynb #c36ab190
+# %% ../../nbs/36_train.ode.ipynb #4c5776f8
 PATH_FIELDS = ("sink", "tokens", "audio")
 
 def make_paths(out, preset="pico", teacher="pico_forcing", data="runs/latents", n_clips:int=1024, n_heldout:int=64, n_blocks:int=3,
@@ -85,7 +85,7 @@ def _file(source)->str:
     "A run's folder stands for the weights in it."
     return str(Path(source)/"weights.safetensors") if Path(source).is_dir() else str(find_weights(source))
 
-# %% ../../nbs/36_train.ode.ipynb #0333f4af
+# %% ../../nbs/36_train.ode.ipynb #f15769d8
 class PathClips:
     "Recorded paths of one split, memory-mapped; `batch` is a pure function of (step, seed)."
     def __init__(self, folder, split:str="train"):
@@ -105,7 +105,7 @@ class PathClips:
         paths = torch.from_numpy(np.stack([np.stack([self.shards[s]["paths"][r][j], self.shards[s]["paths"][r][-1]]) for (s, r), j in zip(at, k)])).float()
         return dict(x=paths[:, 0], x0=paths[:, 1], sigma=torch.tensor([self.levels[j] for j in k], dtype=torch.float32)) | {f: pick(f) for f in PATH_FIELDS}
 
-# %% ../../nbs/36_train.ode.ipynb #c98e6184
+# %% ../../nbs/36_train.ode.ipynb #b5a65ed4
 def ode_loss(net:DiT, batch:dict, rng:torch.Generator, moving:float=0., window_blocks:int=4)->tuple[Tensor, dict]:
     "Squared error of the velocity that leads to the path's end, history at the same level. CausVid, arXiv 2412.07772, sec. 4.3."
     x, x0, sigma, p = batch["x"], batch["x0"], batch["sigma"], net.config.patch
@@ -116,7 +116,7 @@ def ode_loss(net:DiT, batch:dict, rng:torch.Generator, moving:float=0., window_b
     error = ((v.float() - (x - x0) / sigma.reshape(-1, 1, 1, 1, 1)).square() * cell_weight(x0, moving)).mean((1, 2, 3, 4))
     return error.mean(), {"loss_noise": error[sigma == 1].mean()} if (sigma == 1).any() else {}
 
-# %% ../../nbs/36_train.ode.ipynb #1682bb23
+# %% ../../nbs/36_train.ode.ipynb #9dd774c4
 def train_ode(preset="pico",      # name or Preset
     data="runs/paths",            # folder of recorded paths
     out="runs/ode",
