@@ -7,7 +7,7 @@ __all__ = ['SLOT', 'LOOP', 'MEASURES', 'PANELS', 'EndlessSpeech', 'decoder_memor
            'measured_slots', 'picture', 'costs', 'settings_of', 'endure', 'bench_endurance', 'ablations', 'table4',
            'draw_curves', 'LivePlot']
 
-# %% ../../nbs/52_eval.endurance.ipynb #28d034db
+# %% ../../nbs/52_eval.endurance.ipynb #3aff8c05
 import base64, hashlib, io, json, os, time, zlib
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..stream.avatar import AvatarStream, LiveAvatar, release, shipped_weights
 from ..stream.sink import sink_settings, without as leave_out
 from ..train.vae import to_frames
 
-# %% ../../nbs/52_eval.endurance.ipynb #94504691
+# %% ../../nbs/52_eval.endurance.ipynb #0185d170
 SLOT, LOOP = 21, 210     # blocks; 10.08 s and 100.8 s
 
 class EndlessSpeech:
@@ -52,7 +52,7 @@ class EndlessSpeech:
     def mouth(self, first:int, blocks:int=SLOT)->np.ndarray:
         return np.concatenate([self.chapter(b // LOOP)[1][b % LOOP * self.frames:][:self.frames] for b in range(first, first + blocks)])
 
-# %% ../../nbs/52_eval.endurance.ipynb #c60a72cf
+# %% ../../nbs/52_eval.endurance.ipynb #bc148d18
 @torch.inference_mode()
 def decoder_memory(vae, latent:tuple, block_frames:int=3, limit:int=64)->int:
     "After so many equal blocks, two decoders with different pasts have equal states, bit for bit."
@@ -76,7 +76,7 @@ class RareDecoder:
         video, self.state = self.vae.decode_chunk(latents, self.state)
         return to_frames(video)
 
-# %% ../../nbs/52_eval.endurance.ipynb #eddfeb6c
+# %% ../../nbs/52_eval.endurance.ipynb #da9fcbc6
 MEASURES = ("sync", "identity", "sharpness", "motion", "colour", "flicker", "seam", "mouth", "head", "lag")
 _GROUP = {g: [MOTION_CHANNELS.index(c) for c in MOTION_GROUPS[g]] for g in ("mouth", "head")}
 
@@ -100,7 +100,7 @@ def _delta(a:list, b:list)->float:
     "CIEDE2000 between the mean colours of two lists of looks."
     return colour_difference(*(np.mean([l["cells"] for l in x], 0)[None] for x in (a, b)))
 
-# %% ../../nbs/52_eval.endurance.ipynb #100eef3b
+# %% ../../nbs/52_eval.endurance.ipynb #41d5f5a5
 class Run:
     "An endless stream that measures itself: `slot()` makes the next 21 blocks."
     def __init__(self, avatar, portrait:np.ndarray, prompt:str, config, speech:EndlessSpeech, keep:tuple=(0, 10, 100, 1000, 10000), memory:int=None):
@@ -122,7 +122,7 @@ class Run:
         slots = list(slots)
         return marks([self.looks[i] for i in slots], np.concatenate([self.mouth(i) for i in slots]), self.portrait)
 
-# %% ../../nbs/52_eval.endurance.ipynb #f27442ec
+# %% ../../nbs/52_eval.endurance.ipynb #8d17d8e2
 from fastcore.basics import patch
 
 @patch
@@ -149,7 +149,7 @@ def slot(self:Run, measure:bool=True):
     if measure: self.looks[self.at - 1] = look(np.concatenate(film)); release()
     return self
 
-# %% ../../nbs/52_eval.endurance.ipynb #e96fff3f
+# %% ../../nbs/52_eval.endurance.ipynb #413c3884
 _TRACKS = ("seen", "face", "cells")
 
 @patch
@@ -182,7 +182,7 @@ def load(self:Run, path, about:dict)->"Run":
     self.costs, self.fingerprint, self.resumed = state["costs"].numpy(), notes["fingerprint"], notes["resumed"] + 1
     return self
 
-# %% ../../nbs/52_eval.endurance.ipynb #314fa4e9
+# %% ../../nbs/52_eval.endurance.ipynb #2bf838b0
 def measured_slots(slots:int, every:int=10)->set:
     "Slots that are always looked at; those with kept frames come on top."
     return {i for i in range(slots) if i < 10 or i >= slots - 10 or i % every == 0}
@@ -199,7 +199,7 @@ def picture(text:str)->np.ndarray:
     from PIL import Image
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB"))
 
-# %% ../../nbs/52_eval.endurance.ipynb #679e360a
+# %% ../../nbs/52_eval.endurance.ipynb #43d89473
 def costs(rows:np.ndarray)->dict:
     "Time and memory of a run: blocks 100 to 1,100 against the last 1,000 (or thirds of a short run), medians."
     n = len(rows); k, start = min(1000, n // 3), min(100, n // 3); early, late = rows[start:][:k], rows[-k:]
@@ -225,7 +225,7 @@ def report(self:Run)->dict:
                 colour_moved=round(_delta([self.looks[i] for i in begin], [self.looks[i] for i in end]), 4),
                 costs=costs(self.costs), windows=now, frames={str(k): _png(f) for k, f in self.frames.items()})
 
-# %% ../../nbs/52_eval.endurance.ipynb #586daf81
+# %% ../../nbs/52_eval.endurance.ipynb #5f5bf7f1
 def settings_of(avatar, steps:int=4, policy:str="timestep", sink:str="full", without:str=None, **settings):
     "The sampler settings of an endurance run: few steps and the whole method, less one part."
     config = replace(avatar.config, **(dict(levels=avatar.levels(steps), policy=policy) | sink_settings(sink) | settings))
@@ -247,7 +247,7 @@ def endure(avatar, seconds:float, portrait:np.ndarray, prompt:str, config, path=
         if measure and watch: watch(run)
     return run
 
-# %% ../../nbs/52_eval.endurance.ipynb #48d712d1
+# %% ../../nbs/52_eval.endurance.ipynb #f76767e8
 def bench_endurance(
     preset:str="pico", seconds:float=600., without:str=None, # aas, rolling-rope, history-corrupt; each: the table of all four
     weights:str=None, steps:int=4, policy:str="timestep", sink:str="full", # plain, rolling, aas, full, official
@@ -270,7 +270,7 @@ def bench_endurance(
                  watch=watch, progress=sys.stderr.isatty() if progress is None else progress)
     return about | dict(without=without) | run.report()
 
-# %% ../../nbs/52_eval.endurance.ipynb #39ba7b92
+# %% ../../nbs/52_eval.endurance.ipynb #4ba7cb11
 def ablations(seconds:float=600., **options)->dict:
     "The paper's table 4: the whole method, and each part left out; all of them with the same face, words and noise."
     rows = {name: bench_endurance(seconds=seconds, without=part, **options)
@@ -286,7 +286,7 @@ def table4(rows:dict)->str:
         lines.append(f"{name:24s}" + cells + f"{r['colour_moved']:8.2f}")
     return "\n".join(lines)
 
-# %% ../../nbs/52_eval.endurance.ipynb #e3cf5958
+# %% ../../nbs/52_eval.endurance.ipynb #2713026d
 PANELS = ("sync", "identity", "sharpness", "motion", "colour", "flicker")
 
 def draw_curves(windows:list, axs, label:str=None, **style):

@@ -7,7 +7,7 @@ __all__ = ['SETS', 'NUMBERS', 'COLUMNS', 'SHORT', 'EXPRESSION', 'exam_seeds', 'e
            'through_vae', 'through', 'candidate', 'of_avatar', 'shipped', 'Marks', 'gallery_of', 'mark', 'row',
            'evaluate', 'table', 'bench_genbench', 'bench_moods', 'recorded']
 
-# %% ../../nbs/51_eval.genbench.ipynb #57f1bc07
+# %% ../../nbs/51_eval.genbench.ipynb #f59175b9
 import json, time, zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..model.presets import WEIGHTS, find_weights, load_weights, preset as get_p
 from ..stream.avatar import LiveAvatar
 from ..train.vae import to_frames, to_video
 
-# %% ../../nbs/51_eval.genbench.ipynb #39f22f6b
+# %% ../../nbs/51_eval.genbench.ipynb #f7f35abf
 SETS = {"short": (100, 252, 1000), "long": (15, 7500, 3000)}   # clips, frames, first seed
 
 def exam_seeds(set:str="short", clips:int=None)->list:
@@ -38,7 +38,7 @@ def exam_clips(set:str="short", clips:int=None, size:int=128, frames:int=None):
     "Yield the clips of a set, one at a time (a long one takes 400 MB at 128×128); `frames` shortens them."
     for seed in exam_seeds(set, clips): yield make_clip(seed, "heldout", frames or SETS[set][1], size)
 
-# %% ../../nbs/51_eval.genbench.ipynb #b0952598
+# %% ../../nbs/51_eval.genbench.ipynb #6cc6eee5
 def generate_clip(avatar,                 # LiveAvatar
                   clip:Clip, seed:int=0,
                   **settings              # steps, guidance, ...: passed to `stream`
@@ -54,7 +54,7 @@ def generate_clip(avatar,                 # LiveAvatar
         for part in block: frames.append(part.frames); took.append(time.perf_counter() - start); start = time.perf_counter()
     return np.concatenate(frames)[:len(clip.motion)], took
 
-# %% ../../nbs/51_eval.genbench.ipynb #99d32ce1
+# %% ../../nbs/51_eval.genbench.ipynb #51721c36
 @dataclass
 class Candidate:
     "Somebody who takes the exam: `call(clip)` gives frames (T, H, W, 3) uint8, or (frames, seconds of each block)."
@@ -67,7 +67,7 @@ def truth()->Candidate:
     "The frames as rendered: what a perfect model gives, and what the probe makes of it."
     return Candidate("truth", lambda clip: clip.frames[1:])
 
-# %% ../../nbs/51_eval.genbench.ipynb #8c14a4ad
+# %% ../../nbs/51_eval.genbench.ipynb #4f59033f
 @torch.inference_mode()
 def through_vae(vae, clip:Clip, blocks:int=8)->tuple:
     "True frames encoded some blocks at a time, so that long clips fit, and decoded: (T, H, W, 3) uint8, and the seconds that each block's decoding took."
@@ -88,7 +88,7 @@ def through(vae, key:int=0)->Candidate:
     "The VAE row; its seconds per block are what decoding alone takes."
     return Candidate("VAE", lambda clip: through_vae(vae, clip), key=key)
 
-# %% ../../nbs/51_eval.genbench.ipynb #9d1d390a
+# %% ../../nbs/51_eval.genbench.ipynb #7f2def06
 def candidate(name:str, preset="nano")->Candidate:
     "'truth', 'VAE', or weights (file or shipped name) with settings: 'nano_forcing:steps=40:guidance=2'."
     if name.lower() == "truth": return truth()
@@ -111,13 +111,13 @@ def of_avatar(avatar, name:str="avatar", key:int=0, **settings)->Candidate:
 
 def _fingerprint(weights)->int: return zlib.crc32(find_weights(weights).read_bytes())
 
-# %% ../../nbs/51_eval.genbench.ipynb #850db0ab
+# %% ../../nbs/51_eval.genbench.ipynb #6c1219e1
 def shipped(preset="nano")->list:
     "Names of all candidates that the package brings for a preset: truth, VAE and every DiT."
     name = get_preset(preset).name
     return ["truth", "VAE"] + sorted(p.stem for p in WEIGHTS.glob(f"{name}_*.safetensors") if p.stem != f"{name}_vae")
 
-# %% ../../nbs/51_eval.genbench.ipynb #1569c0e5
+# %% ../../nbs/51_eval.genbench.ipynb #6f893047
 NUMBERS = ("identity", "identity_end", "retrieval", "colour", "colour_end", "sharpness", "flicker", "mood", "psnr")
 
 @dataclass
@@ -137,7 +137,7 @@ def gallery_of(seed:int, size:int)->tuple:
     start = first + (seed - first) // 64 * 64
     return portrait_gallery(tuple(range(start, start + 64)), size), seed - start
 
-# %% ../../nbs/51_eval.genbench.ipynb #86b7304e
+# %% ../../nbs/51_eval.genbench.ipynb #5bfe19b5
 def mark(clip:Clip, frames:np.ndarray, took=(), world:Reading=None)->Marks:
     "Compare generated frames (T, H, W, 3) uint8 with the clip's truth. `world`: the reading of the true frames, if it is known already."
     if frames.shape != clip.frames[1:].shape: raise ValueError(f"the frames have shape {frames.shape}, the clip {clip.frames[1:].shape}: generate all of it, at its size")
@@ -153,7 +153,7 @@ def mark(clip:Clip, frames:np.ndarray, took=(), world:Reading=None)->Marks:
 
 def _psnr(a, b)->float: return float(min(99., -10 * np.log10(max(np.mean([np.square((x.astype(np.float32) - y) / 255).mean() for x, y in zip(a, b)]), 1e-12))))
 
-# %% ../../nbs/51_eval.genbench.ipynb #f057a219
+# %% ../../nbs/51_eval.genbench.ipynb #658221f4
 def row(name:str, marks:list, evaluations:int=0)->dict:
     "One model's row of the table out of all its clips' marks."
     curves = [sync(m.seen, m.true) for m in marks if m.true[:, 0].std() > .05]
@@ -169,7 +169,7 @@ def row(name:str, marks:list, evaluations:int=0)->dict:
                evaluations=evaluations, seconds_per_block=np.median(speed) if len(speed) else 0.)
     return {k: round(float(v), 4) if isinstance(v, (float, np.floating)) else v for k, v in out.items()}
 
-# %% ../../nbs/51_eval.genbench.ipynb #860f7243
+# %% ../../nbs/51_eval.genbench.ipynb #591e5149
 def evaluate(who, clips)->dict:
     "A row for one candidate: a LiveAvatar, a Candidate or a function clip -> frames; `clips` from `exam_clips`."
     who = who if isinstance(who, Candidate) else of_avatar(who) if isinstance(who, LiveAvatar) else Candidate(getattr(who, "__name__", "model"), who)
@@ -179,7 +179,7 @@ def _answer(who:Candidate, clip:Clip)->tuple:
     result = who.call(clip)
     return result if isinstance(result, tuple) else (result, ())
 
-# %% ../../nbs/51_eval.genbench.ipynb #7a39273e
+# %% ../../nbs/51_eval.genbench.ipynb #47ec656e
 COLUMNS = ("correlation", "lag", "swapped", "identity", "retrieval", "colour", "sharpness", "variance_motion", "variance_expression", "flicker", "frechet", "mood", "evaluations", "seconds_per_block")
 SHORT = dict(correlation="sync", variance_motion="motion", variance_expression="express", evaluations="NFE", seconds_per_block="s/block")
 
@@ -190,7 +190,7 @@ def table(rows:list, columns=COLUMNS)->str:
     cell = lambda v: f"{v:9d}" if isinstance(v, int) else f"{v:9.3f}" if abs(v) < 10 else f"{v:9.1f}"
     return "\n".join([head] + [f"{r['model']:{wide}s} " + " ".join(cell(r[c]) for c in columns) for r in rows])
 
-# %% ../../nbs/51_eval.genbench.ipynb #0cbab980
+# %% ../../nbs/51_eval.genbench.ipynb #ebd575d8
 def _load_marks(path)->Marks|None:
     try:
         with np.load(path) as f: return Marks(dict(zip(NUMBERS, f["numbers"].tolist())), *(f[k] for k in ("seen", "world", "true", "features", "world_features", "took")))
@@ -201,7 +201,7 @@ def _save_marks(path, m:Marks):
     np.savez(part, numbers=[m.numbers[k] for k in NUMBERS], seen=m.seen, world=m.world, true=m.true, features=m.features, world_features=m.world_features, took=m.took)
     part.replace(path)
 
-# %% ../../nbs/51_eval.genbench.ipynb #59a161a9
+# %% ../../nbs/51_eval.genbench.ipynb #18b89e86
 def bench_genbench(set:str="short",    # short or long
                    clips:int=None,     # only the first so many
                    preset="nano",
@@ -237,7 +237,7 @@ def _takers(models, preset)->list:
     if isinstance(models, dict): return [c if isinstance(c, Candidate) else of_avatar(c, n) if isinstance(c, LiveAvatar) else Candidate(n, c) for n, c in models.items()]
     return [m if isinstance(m, Candidate) else candidate(m.strip(), preset) for m in models]
 
-# %% ../../nbs/51_eval.genbench.ipynb #e798e284
+# %% ../../nbs/51_eval.genbench.ipynb #f359527f
 EXPRESSION = [MOTION_CHANNELS.index(c) for c in ("smile", "brow_raise", "brow_tilt")]
 
 def bench_moods(preset="nano",
@@ -262,7 +262,7 @@ def bench_moods(preset="nano",
                  by_mood=dict(zip(MOODS, np.mean(right[n], 0).round(3).tolist()))) for n in seen]
     return dict(portraits=portraits, seconds=round(blocks * p.seconds_per_block, 2), preset=p.name, rows=rows)
 
-# %% ../../nbs/51_eval.genbench.ipynb #20b4ef72
+# %% ../../nbs/51_eval.genbench.ipynb #9c64ccec
 def recorded(folder="../results")->list:
     "(file name, record) of every recorded run of this bench, newest last."
     found = []
