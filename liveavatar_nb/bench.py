@@ -80,7 +80,7 @@ def bench_metrics(preset:str="nano", batches:int=16, weights:str="probe")->dict:
                 mood_accuracy=round(float((out["mood"].numpy().argmax(1) == mood).mean()), 3), retrieval_of_64=round(float(hits.mean()), 3))
 
 # %% ../nbs/53_bench.ipynb #2c29f8f5
-def bench_stream(preset:str="pico", seconds:float=20, threads:int=2, weights:str=None, **options)->dict:
+def bench_stream(preset:str="pico", seconds:float=20, threads:int=2, weights:str=None, precision:str="float32", **options)->dict:
     "Stream held-out speech through the front door: fps, time to first frame (of the process's first stream, and of the measured second one), time per block, resident memory. `weights`: a file, a shipped name, or 'random' (speed does not depend on them)."
     import psutil
     from liveavatar_nb.data.speech import random_speech
@@ -88,7 +88,7 @@ def bench_stream(preset:str="pico", seconds:float=20, threads:int=2, weights:str
     from liveavatar_nb.model.flow import sigmas
     from liveavatar_nb.stream.avatar import LiveAvatar, untrained
     torch.set_num_threads(threads)
-    p = get_preset(preset); avatar = untrained(preset, levels=sigmas(4).tolist(), policy="timestep", solver="renoise") if weights == "random" else LiveAvatar.from_pretrained(preset, weights=weights)
+    p = get_preset(preset); avatar = untrained(preset, levels=sigmas(4).tolist(), policy="timestep", solver="renoise") if weights == "random" else LiveAvatar.from_pretrained(preset, weights=weights, precision=precision)
     samples = random_speech(1, "heldout", seconds).samples[:int(seconds * 16000)]
     portrait = render_portrait(random_identity(split_seed("heldout", 77)), p.size[0])
     cold = time.perf_counter()
@@ -104,6 +104,6 @@ def bench_stream(preset:str="pico", seconds:float=20, threads:int=2, weights:str
         if first is None: first = now - begin
         else: times.append(1e3 * (now - mark))
         mark = now
-    return dict(preset=p.name, threads=threads, seconds=seconds, fps=round(frames / (time.perf_counter() - begin), 2), ttff_s=round(first, 3), ttff_cold_s=round(cold, 3), weights=weights or "shipped",
+    return dict(preset=p.name, threads=threads, seconds=seconds, fps=round(frames / (time.perf_counter() - begin), 2), ttff_s=round(first, 3), ttff_cold_s=round(cold, 3), weights=weights or "shipped", precision=precision,
                 block_ms_median=round(statistics.median(times), 1), block_ms_p95=round(float(np.percentile(times, 95)), 1),
                 rss_mb=round(psutil.Process().memory_info().rss / 2**20), options=options)

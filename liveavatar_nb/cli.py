@@ -103,6 +103,7 @@ def generate(
     preset:str="pico",
     seed:int=0,
     progress:bool=False, # a bar on stderr
+    precision:str="float32", # bfloat16, or auto: see LiveAvatar.from_pretrained
     **options, # steps, guidance: passed on to LiveAvatar.stream
 )->dict: # seconds, frames, fps, ttff_s, files, ...
     "One portrait, a voice and a sentence become outdir/name.mp4 and a contact sheet outdir/name.png."
@@ -111,7 +112,7 @@ def generate(
     from liveavatar_nb.stream.writer import Thumbnails, VideoWriter, check_writable, save_image
     outdir, start = check_writable(outdir), time.perf_counter()
     from liveavatar_nb.stream.avatar import LiveAvatar
-    stream = LiveAvatar.from_pretrained(preset).stream(str(image), prompt=text, seed=seed, **options)
+    stream = LiveAvatar.from_pretrained(preset, precision=precision).stream(str(image), prompt=text, seed=seed, **options)
     loaded, writer, thumbs, first = time.perf_counter(), None, Thumbnails(), None
     n_frames, done = -(-len(samples) // 640), 0
     def clips():
@@ -212,6 +213,7 @@ def _generate(
     seed:Annotated[int, typer.Option(help="same seed, same video")]=0,
     steps:Annotated[Optional[int], typer.Option(help="denoising steps a block (default: the preset's)")]=None,
     guidance:Annotated[Optional[float], typer.Option(help="guidance weight, 1 is off (default: the preset's)")]=None,
+    precision:Annotated[str, typer.Option(help="float32 | bfloat16 | auto: bfloat16 where the processor is fast at it")]="float32",
     tpp:Annotated[str, typer.Option(help='run as a pipeline of so many processes, or with a placement like "01|23|D"')]="",
     resume:Annotated[bool, typer.Option("--resume", help="with --tpp: go on with a film that was cut short")]=False,
     json:Annotated[Optional[Path], typer.Option("--json", help="write times and sizes here (- for the screen)")]=None,
@@ -219,9 +221,10 @@ def _generate(
     "Turn a portrait, a voice and a sentence into a talking video."
     if resume and not tpp: raise ValueError("--resume is for runs with --tpp: give both")
     if tpp and guidance is not None: raise ValueError("--guidance can't be used with --tpp: the weights' own is used")
+    if tpp and precision != "float32": raise ValueError("--precision can't be used with --tpp: its stages work in float32")
     options = {k: v for k, v in dict(steps=steps, guidance=guidance).items() if v is not None}
     if tpp: report = generate_tpp(tpp, audio, image, text, outdir, name, preset, seed, steps or 4, resume)
-    else: report = generate(audio, image, text, outdir, name, preset, seed, progress=sys.stderr.isatty(), **options)
+    else: report = generate(audio, image, text, outdir, name, preset, seed, progress=sys.stderr.isatty(), precision=precision, **options)
     if json: write_json(json, record(report, _argv))
     if str(json) != "-": print(f"{report['video']}: {report['seconds']:.2f} s, {report['fps']:.1f} frames/s, first frame after {report['first_frame_s']:.2f} s")
 

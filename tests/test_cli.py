@@ -28,7 +28,7 @@ class Stream:
         if self.n: yield from self.push(np.zeros(7680 - self.n, np.float32))
 class LiveAvatar:
     @classmethod
-    def from_pretrained(cls, preset):
+    def from_pretrained(cls, preset, precision):
         if preset != "toy": raise ValueError(f"unknown preset {preset!r}: use toy")
         return cls()
     def stream(self, image, prompt="", seed=0, steps=4): return Stream()
@@ -70,7 +70,7 @@ def test_generate(inputs):
 @pytest.mark.parametrize("change, words", [
     (dict(preset="huge"), "unknown preset"), (dict(audio="gone.wav"), "no audio file"), (dict(image="gone.png"), "no such picture"),
     (dict(audio="face.png"), "audio"), (dict(image="voice.wav"), "not a picture"), (dict(outdir="file/out"), "can't write"),
-    (dict(outdir="/proc/out"), "can't write"), (dict(guidance="2"), "guidance"),
+    (dict(outdir="/proc/out"), "can't write"), (dict(guidance="2"), "guidance"), (dict(tpp="2", precision="bfloat16"), "--precision"),
 ])
 def test_one_line_and_nothing_written(inputs, change, words):
     change = {k: inputs / v if k in ("audio", "image", "outdir") and not v.startswith("/") else v for k, v in change.items()}

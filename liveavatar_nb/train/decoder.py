@@ -70,7 +70,7 @@ def train_decoder(
     out="runs/decoder",
     minutes:float=None, steps:int=None, resume:bool=False,
     init="nano_vae", student="pico_student", # weights: file or shipped name
-    batch:int=4, lr:float=1e-3, muon:float=0., ema:float=.998, seed:int=0, validate_every:int=150, progress:bool=True,
+    batch:int=4, lr:float=1e-3, muon:float=0., ema:float=.998, seed:int=0, autocast:bool=False, validate_every:int=150, progress:bool=True,
 )->VideoVAE:
     "Trains the decoder on the student's copies of real clips; returns the VAE with averaged weights, written to out/weights.safetensors too. ValueError: latents of another VAE."
     vae, net = load_weights(init), load_weights(student)
@@ -88,6 +88,6 @@ def train_decoder(
         else: loss, numbers = film_loss(vae.decode(b[1])[:, :, 1:], to_video(b[2]))
         return loss, {f"psnr_{b[0]}": numbers["psnr"]}
     def validate(): return {f"val_{k}": copy_psnr(vae, net, heldout, levels) for k, levels in enumerate(kinds)} | dict(val_128=held_out_psnr(vae, films=4))
-    settings = dict(init=Path(str(init)).name, student=Path(str(student)).name, batch=batch, lr=lr, muon=muon, ema=ema, seed=seed, shares=SHARES, copies=COPIES, clips=len(train))
-    run = fit(step_fn, vae, batch_of, out, Optim(lr=lr, muon=muon, ema=ema), steps=steps, minutes=minutes, seed=seed, resume=resume, validate=validate, validate_every=validate_every, progress=progress, config=settings)
+    settings = dict(init=Path(str(init)).name, student=Path(str(student)).name, batch=batch, lr=lr, muon=muon, ema=ema, seed=seed, autocast=autocast, shares=SHARES, copies=COPIES, clips=len(train))
+    run = fit(step_fn, vae, batch_of, out, Optim(lr=lr, muon=muon, ema=ema), steps=steps, minutes=minutes, seed=seed, resume=resume, autocast=autocast, validate=validate, validate_every=validate_every, progress=progress, config=settings)
     return finish(vae, out, "decoder", "nano", run, settings, part="vae")

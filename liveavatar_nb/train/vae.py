@@ -8,12 +8,14 @@ __all__ = ['random_film', 'to_video', 'to_frames', 'vae_batch', 'film_loss', 'va
 
 # %% ../../nbs/30b_train.vae.ipynb #98dafbd1
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..data.world import MOODS, MOTION_CHANNELS, idle_motion, random_identity, render, split_seed
+from ..model.presets import read_weights, save_weights
 from ..model.vae import VAEConfig, VideoVAE
 from .loop import Optim, fit, load_ema
 
@@ -90,7 +92,7 @@ def set_latent_scale(vae:VideoVAE, films:int=96, seed:int=1, size:int=128):
 # %% ../../nbs/30b_train.vae.ipynb #d919b2d7
 @torch.no_grad()
 def linear_code(vae:VideoVAE, films:int=200, seed:int=0):
-    "Set the linear path to principal components of training films; the decoder's convolutions add zero at first."
+    "Set the linear path to principal components of training films; the convolutions add zero at first."
     from scipy.linalg import hadamard
     rng, n = np.random.default_rng([seed, 76]), vae.config.z_dim
     x = torch.cat([vae.linear.patches(to_video(random_film(rng, 13, (128, 64)[i % 4 == 3])), True).flatten(0, 3) for i in range(films)])
@@ -101,20 +103,28 @@ def linear_code(vae:VideoVAE, films:int=200, seed:int=0):
     vae.linear.into.weight.copy_(turn @ (u / scale).T); vae.linear.into.bias.copy_(-vae.linear.into.weight @ mean)
     vae.linear.out.weight.copy_((u * scale) @ turn.T); vae.linear.out.bias.copy_(mean)
     vae.linear.into.requires_grad_(False)
-    vae.decoder.head[2].weight.zero_(); vae.decoder.head[2].bias.zero_()
+    for last in (vae.decoder.head[2], vae.conv1)[:1 + (vae.config.encoder == "both")]: last.weight.zero_(); last.bias.zero_()
 
 # %% ../../nbs/30b_train.vae.ipynb #bbfc98dc
-def train_vae(out, minutes:float=None, steps:int=None, resume:bool=False, config:VAEConfig=VAEConfig(), lr:float=2e-3, seed:int=0, init:VideoVAE=None, batch:int=4, validate_every:int=200)->VideoVAE:
-    "Train the VAE on the procedural world; returns it with averaged weights and measured latent scale."
+def train_vae(
+    out="runs/vae",
+    minutes:float=None, steps:int=None, resume:bool=False,
+    config:VAEConfig=VAEConfig.nano(),
+    init=None,                   # start from these weights (VideoVAE, file or shipped name); parts that they lack start anew
+    batch:int=4, lr:float=2e-3, ema:float=.998, seed:int=0, autocast:bool=False, validate_every:int=200,
+)->VideoVAE:
+    "Trains the VAE on the procedural world; returns it with averaged weights and measured latent scale, written to out/weights.safetensors too."
     torch.manual_seed(seed)
-    vae = init or VideoVAE(config)
+    vae = init if isinstance(init, VideoVAE) else VideoVAE(config)
+    if vae.linear is not None and vae is not init: linear_code(vae, seed=seed)
+    if isinstance(init, (str, Path)): vae.load_state_dict(read_weights(init)[0], strict=False)
     if vae.linear is not None:
-        if init is None: linear_code(vae, seed=seed)
-        vae.linear.into.requires_grad_(False)                   # the latent space stays put
+        vae.linear.into.requires_grad_(False)                   # the latent space stays about where it is
         set_latent_scale(vae)
     def step_fn(step, batch, rng): return vae_loss(vae, to_video(batch), rng)
-    fit(step_fn, vae, lambda step, seed: vae_batch(step, seed, batch), out, Optim(lr=lr, ema=.998), steps=steps, minutes=minutes, seed=seed, resume=resume, ahead=True,
+    fit(step_fn, vae, lambda step, seed: vae_batch(step, seed, batch), out, Optim(lr=lr, ema=ema), steps=steps, minutes=minutes, seed=seed, resume=resume, autocast=autocast, ahead=True,
         validate=lambda: dict(psnr_held_out=held_out_psnr(vae, films=4)), validate_every=validate_every)
-    load_ema(out, vae)
-    if vae.linear is None: set_latent_scale(vae)
+    updates = load_ema(out, vae)
+    if vae.config.encoder != "linear": set_latent_scale(vae)
+    save_weights(Path(out)/"weights.safetensors", vae, "vae", dict(stage="vae", updates=updates, seed=seed, batch=batch, lr=lr, ema=ema, autocast=autocast))
     return vae.eval()
