@@ -103,7 +103,7 @@ def linear_code(vae:VideoVAE, films:int=200, seed:int=0):
     vae.linear.into.weight.copy_(turn @ (u / scale).T); vae.linear.into.bias.copy_(-vae.linear.into.weight @ mean)
     vae.linear.out.weight.copy_((u * scale) @ turn.T); vae.linear.out.bias.copy_(mean)
     vae.linear.into.requires_grad_(False)
-    for last in (vae.decoder.head[2], vae.conv1)[:1 + (vae.config.encoder == "both")]: last.weight.zero_(); last.bias.zero_()
+    for last in (vae.decoder.head[2], *([vae.conv1] if vae.config.encoder == "both" else [])): last.weight.zero_(); last.bias.zero_()
 
 # %% ../../nbs/30b_train.vae.ipynb #bbfc98dc
 def train_vae(
