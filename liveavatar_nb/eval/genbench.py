@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SETS', 'NUMBERS', 'COLUMNS', 'SHORT', 'EXPRESSION', 'exam_seeds', 'exam_clips', 'generate_clip', 'Candidate', 'truth',
            'through_vae', 'through', 'candidate', 'of_avatar', 'shipped', 'Marks', 'gallery_of', 'mark', 'row',
-           'evaluate', 'table', 'bench_genbench', 'bench_moods', 'recorded']
+           'evaluate', 'table', 'bench_genbench', 'bench_moods', 'bench_hearing', 'recorded']
 
 # %% ../../nbs/51_eval.genbench.ipynb #f59175b9
 import json, time, zlib
@@ -15,12 +15,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..data.audio import audio_features
 from ..data.clips import Clip, make_clip
+from ..data.speech import random_speech, visemes
 from ..data.world import MOODS, MOTION_CHANNELS
 from .metrics import (Reading, colour_difference, correlation, flicker, frechet, load_probe, portrait_gallery,
                                         read_clip, retrieval, sharpness, sync, variance_ratio)
+from ..model.conditions import AudioEncoder
+from ..model.dit import DiTConfig
 from ..model.presets import WEIGHTS, find_weights, load_weights, preset as get_preset
 from ..stream.avatar import LiveAvatar
+from ..train.latents import AUDIO_HISTORY, LatentClips
+from ..train.teacher import another_throat
 from ..train.vae import to_frames, to_video
 
 # %% ../../nbs/51_eval.genbench.ipynb #f7f35abf
@@ -261,6 +267,36 @@ def bench_moods(preset="nano",
     rows = [dict(model=n, right=round(float(np.mean(right[n])), 4), reach=round(float((centre(seen[n]) * true).sum() / np.square(true).sum()), 4),
                  by_mood=dict(zip(MOODS, np.mean(right[n], 0).round(3).tolist()))) for n in seen]
     return dict(portraits=portraits, seconds=round(blocks * p.seconds_per_block, 2), preset=p.name, rows=rows)
+
+# %% ../../nbs/51_eval.genbench.ipynb #c161ec06
+def bench_hearing(data="runs/latents", # folder of encoded clips, for their sound and motion
+                  steps:int=1500, throats=(0., .06), batch:int=24, exam:int=20, frames:int=132, lr:float=3e-3, seed:int=0, threads:int=1)->dict:
+    "Chapter 51: correlation of the mouth that a linear reading of the DiT's audio tokens predicts, on the exam's voices and sentences; one row for each amount of `another_throat` in training."
+    torch.set_num_threads(threads)
+    clips = LatentClips(data)
+    sound, mouth = (torch.from_numpy(np.stack([np.asarray(clips[i][k], np.float32) for i in range(len(clips))])) for k in ("audio", "motion"))
+    speeches = [random_speech(s, "heldout", frames / 25) for s in exam_seeds("short", exam)]
+    asked = [(torch.from_numpy(audio_features(s.samples, frames))[None], visemes(s.phonemes, frames)) for s in speeches]
+    return dict(clips=len(clips), steps=steps, exam=exam, rows=[dict(throat=t) | _listen(sound, mouth[..., :3], asked, steps, t, batch, lr, seed) for t in throats])
+
+def _listen(sound, mouth, asked:list, steps:int, throat:float, batch:int, lr:float, seed:int)->dict:
+    "Trains the audio encoder with a linear layer on (N, T, 80) and (N, T, 3); its correlations with the mouths of the pairs `asked`."
+    torch.manual_seed(seed)
+    c, rng = DiTConfig(), torch.Generator().manual_seed(seed)
+    listener = torch.nn.ModuleList([AudioEncoder(1, c.audio_dim, c.dim, c.audio_tokens), torch.nn.Linear((c.audio_tokens + 2) * c.dim, 4 * 3)])
+    def hear(x):
+        tokens = listener[0].blocks(torch.cat([x[:, :1].expand(-1, AUDIO_HISTORY, -1), x], 1)[:, None].mT, AUDIO_HISTORY)
+        return listener[1](torch.cat(tokens, 2).flatten(2)).unflatten(-1, (4, 3)).flatten(1, 2)
+    optimiser = torch.optim.AdamW(listener.parameters(), lr, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, steps)
+    for _ in range(steps):
+        i = torch.randint(len(sound), (batch,))
+        loss = torch.nn.functional.mse_loss(hear(another_throat(sound[i], rng, throat)), mouth[i])
+        optimiser.zero_grad(); loss.backward(); optimiser.step(); schedule.step()
+    with torch.no_grad(): heard = [(hear(x)[0].numpy(), true) for x, true in asked if true[:, 0].std() > .05]
+    scores = np.array([[correlation(h[:, k], true[:, k]) for k in range(3)] for h, true in heard])
+    names = ("mouth_open", "mouth_wide", "mouth_round")
+    return {k: round(float(v), 4) for k, v in zip(names, scores.mean(0))} | dict(sample=round(float(np.square(scores[:, 0]).mean()), 4), loss=round(loss.item(), 5))
 
 # %% ../../nbs/51_eval.genbench.ipynb #9c64ccec
 def recorded(folder="../results")->list:

@@ -48,10 +48,11 @@ class CausalConv3d(nn.Conv3d):
             if tape: tape.write(x[:, :, -keep:])
         return super().forward(x) if x.shape[0] > 1 or x.is_cuda else self.as_frames(x)
     def as_frames(self, x):
-        "The same sum as one 2-D convolution over frames with the taps of time stacked as channels."
+        "The same sum as one 2-D convolution over frames, channels last in memory, with the taps of time stacked as channels."
         taps, t = self.kernel_size[0], x.shape[2] - self.kernel_size[0] + 1
-        frames = torch.cat([x[0, :, i:i + t] for i in range(taps)]).transpose(0, 1)
-        weight = rearrange(self.weight, "o c t h w -> o (t c) h w")
+        frames = x[0].transpose(0, 1).contiguous(memory_format=torch.channels_last)
+        frames = torch.cat([frames[i:i + t] for i in range(taps)], 1)
+        weight = rearrange(self.weight, "o c t h w -> o (t c) h w").contiguous(memory_format=torch.channels_last)
         return F.conv2d(frames, weight, self.bias, padding=self.padding[1:]).transpose(0, 1)[None]
 
 
@@ -134,10 +135,9 @@ class VAEConfig:
     res_blocks: int = 1                  # residual blocks per level of the encoder (the decoder has one more)
     time_down: tuple = (True, True)      # which down-samplings also halve time
     patch: int = 2                       # pixels folded into channels, per side
-    encoder: str = "linear"              # "conv": Wan's encoder; "linear": the best linear code, see below; "both": Wan's encoder corrects the line
-    encoder_mult: tuple = None           # like dim_mult, for the encoder; None = dim_mult
+    encoder: str = "linear"              # "conv": Wan's encoder; "linear": the best linear code, see below
     @classmethod
-    def nano(cls): return cls(encoder="both", encoder_mult=(1, 2, 4))
+    def nano(cls): return cls()
     @classmethod
     def official(cls): return cls(dim=96, dim_mult=(1, 2, 4, 4), res_blocks=2, time_down=(False, True, True), patch=1, encoder="conv")
     @classmethod
@@ -153,7 +153,7 @@ class Encoder(nn.Module):
     "(B, 3·patch², T, H, W) -> (B, 2·z_dim, 1 + (T-1)/4, h, w): mean and log-variance before the last 1×1 convolution."
     def __init__(self, config:VAEConfig):
         super().__init__()
-        dims = [config.dim * m for m in (1, *(config.encoder_mult or config.dim_mult))]
+        dims = [config.dim * m for m in (1, *config.dim_mult)]
         self.conv1, levels = causal_conv(3 * config.patch ** 2, dims[0]), []
         for i, (c_in, c_out) in enumerate(zip(dims[:-1], dims[1:])):
             levels += [ResidualBlock(c_in if j == 0 else c_out, c_out) for j in range(config.res_blocks)]
@@ -204,9 +204,9 @@ class VideoVAE(nn.Module):
     def __init__(self, config:VAEConfig=VAEConfig()):
         super().__init__()
         self.config = config
-        if config.encoder not in ("conv", "linear", "both"): raise ValueError(f"unknown encoder {config.encoder!r}: choose conv, linear or both")
-        self.linear = LinearPath(config.z_dim) if config.encoder != "conv" else None
-        if config.encoder != "linear": self.encoder, self.conv1 = Encoder(config), causal_conv(2 * config.z_dim, 2 * config.z_dim, 1)
+        if config.encoder not in ("conv", "linear"): raise ValueError(f"unknown encoder {config.encoder!r}: choose conv or linear")
+        self.linear = LinearPath(config.z_dim) if config.encoder == "linear" else None
+        if self.linear is None: self.encoder, self.conv1 = Encoder(config), causal_conv(2 * config.z_dim, 2 * config.z_dim, 1)
         self.decoder, self.conv2 = Decoder(config), causal_conv(config.z_dim, config.z_dim, 1)
         self.register_buffer("latent_mean", torch.zeros(config.z_dim))
         self.register_buffer("latent_std", torch.ones(config.z_dim))
@@ -229,9 +229,8 @@ def posterior(self:VideoVAE,
     "The Gaussian that the encoder gives for a film; a linear code has no spread."
     start = tape is None or tape.start
     check_video(video, start)
-    mean, logvar = self.conv1(self.encoder(self.fold(video), tape)).chunk(2, 1) if self.config.encoder != "linear" else (0., None)
-    if self.linear is None: return mean, logvar
-    mean = mean + self.linear.encode(video, start)
+    if self.linear is None: return self.conv1(self.encoder(self.fold(video), tape)).chunk(2, 1)
+    mean = self.linear.encode(video, start)
     return mean, torch.full_like(mean, -torch.inf)
 
 @patch

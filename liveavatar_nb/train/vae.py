@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['random_film', 'to_video', 'to_frames', 'vae_batch', 'film_loss', 'vae_loss', 'psnr', 'held_out_psnr',
-           'set_latent_scale', 'linear_code', 'train_vae']
+           'set_latent_scale', 'patches_of_films', 'components', 'hadamard_turn', 'exchange_components', 'linear_code',
+           'train_vae']
 
 # %% ../../nbs/30b_train.vae.ipynb #98dafbd1
 import math
@@ -90,20 +91,41 @@ def set_latent_scale(vae:VideoVAE, films:int=96, seed:int=1, size:int=128):
     vae.latent_mean.copy_(z.mean((0, 2, 3, 4))); vae.latent_std.copy_(z.std((0, 2, 3, 4)))
 
 # %% ../../nbs/30b_train.vae.ipynb #d919b2d7
-@torch.no_grad()
-def linear_code(vae:VideoVAE, films:int=200, seed:int=0):
-    "Set the linear path to principal components of training films; the convolutions add zero at first."
+def patches_of_films(vae:VideoVAE, films:int=200, seed:int=0)->Tensor:
+    "(N, 768) cells of 4×8×8 pixels of random training films, a quarter of them small."
+    rng = np.random.default_rng([seed, 76])
+    return torch.cat([vae.linear.patches(to_video(random_film(rng, 13, (128, 64)[i % 4 == 3])), True).flatten(0, 3) for i in range(films)])
+
+def components(x:Tensor, n:int)->tuple[Tensor, Tensor]:
+    "The `n` strongest principal components (768, n) of centred rows `x`, and the fourth roots of their variances."
+    values, vectors = torch.linalg.eigh(x.T @ x / len(x))
+    return vectors[:, -n:].flip(1), values[-n:].flip(0) ** .25
+
+def hadamard_turn(n:int)->Tensor:
+    "The orthogonal (n, n) matrix of equal entries ±1/√n; n a power of two."
     from scipy.linalg import hadamard
-    rng, n = np.random.default_rng([seed, 76]), vae.config.z_dim
-    x = torch.cat([vae.linear.patches(to_video(random_film(rng, 13, (128, 64)[i % 4 == 3])), True).flatten(0, 3) for i in range(films)])
-    mean = x.mean(0)
-    values, vectors = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
-    scale, u = values[-n:].flip(0) ** .25, vectors[:, -n:].flip(1)
-    turn = torch.as_tensor(hadamard(n) / n ** .5, dtype=torch.float32)
-    vae.linear.into.weight.copy_(turn @ (u / scale).T); vae.linear.into.bias.copy_(-vae.linear.into.weight @ mean)
-    vae.linear.out.weight.copy_((u * scale) @ turn.T); vae.linear.out.bias.copy_(mean)
-    vae.linear.into.requires_grad_(False)
-    for last in (vae.decoder.head[2], *([vae.conv1] if vae.config.encoder == "both" else [])): last.weight.zero_(); last.bias.zero_()
+    return torch.as_tensor(hadamard(n) / n ** .5, dtype=torch.float32)
+
+@torch.no_grad()
+def exchange_components(vae:VideoVAE, n:int, x:Tensor):
+    "Give the `n` weakest components of the linear path to the strongest changes within a cell's four frames; `x` from `patches_of_films`."
+    frames, turn, line = x.unflatten(1, (3, 4, 64)), hadamard_turn(vae.config.z_dim), vae.linear
+    u, scale = components((frames - frames.mean(2, keepdim=True)).flatten(1), n)
+    code, bias, back = turn.T @ line.into.weight, turn.T @ line.into.bias, line.out.weight @ turn
+    code[-n:], bias[-n:], back[:, -n:] = (u / scale).T, 0., u * scale
+    line.into.weight.copy_(turn @ code); line.into.bias.copy_(turn @ bias); line.out.weight.copy_(back @ turn.T)
+
+@torch.no_grad()
+def linear_code(vae:VideoVAE, films:int=200, seed:int=0, moving:int=2):
+    "Set the linear path to principal components of training films, `moving` of them changes within a cell; the decoder's convolutions add zero at first."
+    x, line = patches_of_films(vae, films, seed), vae.linear
+    mean, turn = x.mean(0), hadamard_turn(vae.config.z_dim)
+    u, scale = components(x - mean, vae.config.z_dim)
+    line.into.weight.copy_(turn @ (u / scale).T); line.into.bias.copy_(-line.into.weight @ mean)
+    line.out.weight.copy_((u * scale) @ turn.T); line.out.bias.copy_(mean)
+    if moving: exchange_components(vae, moving, x)
+    line.into.requires_grad_(False)
+    for p in vae.decoder.head[2].parameters(): p.zero_()
 
 # %% ../../nbs/30b_train.vae.ipynb #bbfc98dc
 def train_vae(
@@ -111,6 +133,7 @@ def train_vae(
     minutes:float=None, steps:int=None, resume:bool=False,
     config:VAEConfig=VAEConfig.nano(),
     init=None,                   # start from these weights (VideoVAE, file or shipped name); parts that they lack start anew
+    exchange:int=0,              # so many of `init`'s weakest components go to changes within a cell
     batch:int=4, lr:float=2e-3, ema:float=.998, seed:int=0, autocast:bool=False, validate_every:int=200,
 )->VideoVAE:
     "Trains the VAE on the procedural world; returns it with averaged weights and measured latent scale, written to out/weights.safetensors too."
@@ -118,6 +141,7 @@ def train_vae(
     vae = init if isinstance(init, VideoVAE) else VideoVAE(config)
     if vae.linear is not None and vae is not init: linear_code(vae, seed=seed)
     if isinstance(init, (str, Path)): vae.load_state_dict(read_weights(init)[0], strict=False)
+    if exchange: exchange_components(vae, exchange, patches_of_films(vae, seed=seed))
     if vae.linear is not None:
         vae.linear.into.requires_grad_(False)                   # the latent space stays about where it is
         set_latent_scale(vae)
@@ -125,6 +149,6 @@ def train_vae(
     fit(step_fn, vae, lambda step, seed: vae_batch(step, seed, batch), out, Optim(lr=lr, ema=ema), steps=steps, minutes=minutes, seed=seed, resume=resume, autocast=autocast, ahead=True,
         validate=lambda: dict(psnr_held_out=held_out_psnr(vae, films=4)), validate_every=validate_every)
     updates = load_ema(out, vae)
-    if vae.config.encoder != "linear": set_latent_scale(vae)
+    if vae.linear is None: set_latent_scale(vae)
     save_weights(Path(out)/"weights.safetensors", vae, "vae", dict(stage="vae", updates=updates, seed=seed, batch=batch, lr=lr, ema=ema, autocast=autocast))
     return vae.eval()
