@@ -141,6 +141,7 @@ def train_vae(
     vae = init if isinstance(init, VideoVAE) else VideoVAE(config)
     if vae.linear is not None and vae is not init: linear_code(vae, seed=seed)
     if isinstance(init, (str, Path)): vae.load_state_dict(read_weights(init)[0], strict=False)
+    if exchange and vae.linear is None: raise ValueError("exchange is for a VAE with a linear code: leave it out, or choose a config with encoder='linear'")
     if exchange: exchange_components(vae, exchange, patches_of_films(vae, seed=seed))
     if vae.linear is not None:
         vae.linear.into.requires_grad_(False)                   # the latent space stays about where it is
