@@ -25,7 +25,7 @@ from ..model.conditions import AudioEncoder
 from ..model.dit import DiTConfig
 from ..model.presets import WEIGHTS, find_weights, load_weights, preset as get_preset
 from ..stream.avatar import LiveAvatar
-from ..train.latents import AUDIO_HISTORY, LatentClips
+from ..train.latents import AUDIO_HISTORY, LatentClips, audio_window
 from ..train.teacher import another_throat
 from ..train.vae import to_frames, to_video
 
@@ -285,7 +285,8 @@ def _listen(sound, mouth, asked:list, steps:int, throat:float, batch:int, lr:flo
     c, rng = DiTConfig(), torch.Generator().manual_seed(seed)
     listener = torch.nn.ModuleList([AudioEncoder(1, c.audio_dim, c.dim, c.audio_tokens), torch.nn.Linear((c.audio_tokens + 2) * c.dim, 4 * 3)])
     def hear(x):
-        tokens = listener[0].blocks(torch.cat([x[:, :1].expand(-1, AUDIO_HISTORY, -1), x], 1)[:, None].mT, AUDIO_HISTORY)
+        rows = audio_window(x.transpose(0, 1), 0, x.shape[1]).transpose(0, 1)
+        tokens = listener[0].blocks(rows[:, None].mT, AUDIO_HISTORY)
         return listener[1](torch.cat(tokens, 2).flatten(2)).unflatten(-1, (4, 3)).flatten(1, 2)
     optimiser = torch.optim.AdamW(listener.parameters(), lr, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, steps)

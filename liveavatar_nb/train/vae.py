@@ -139,8 +139,9 @@ def train_vae(
     "Trains the VAE on the procedural world; returns it with averaged weights and measured latent scale, written to out/weights.safetensors too."
     torch.manual_seed(seed)
     vae = init if isinstance(init, VideoVAE) else VideoVAE(config)
-    if vae.linear is not None and vae is not init: linear_code(vae, seed=seed)
-    if isinstance(init, (str, Path)): vae.load_state_dict(read_weights(init)[0], strict=False)
+    given = read_weights(init)[0] if isinstance(init, (str, Path)) else {}
+    if vae.linear is not None and vae is not init and not {"linear.into.weight", "decoder.head.2.weight"} <= given.keys(): linear_code(vae, seed=seed)
+    vae.load_state_dict(given, strict=False)
     if exchange and vae.linear is None: raise ValueError("exchange is for a VAE with a linear code: leave it out, or choose a config with encoder='linear'")
     if exchange: exchange_components(vae, exchange, patches_of_films(vae, seed=seed))
     if vae.linear is not None:
