@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LANGUAGES', 'VOICES', 'SILENCE', 'SAMPLE_RATE', 'VOWELS', 'VISEME_CHANNELS', 'VISEMES', 'ANTICIPATION', 'Voice',
-           'voices', 'find_voice', 'Speech', 'speak', 'sentences', 'viseme_of', 'letters', 'visemes', 'random_speech']
+           'voices', 'find_voice', 'variants', 'Speech', 'speak', 'sentences', 'viseme_of', 'letters', 'visemes',
+           'random_speech']
 
 # %% ../../nbs/11_data.speech.ipynb #86f52ccb
 import ctypes
@@ -133,6 +134,14 @@ def find_voice(voice: "Voice | str") -> Voice:
     for v in VOICES:
         if voice in (v.name, v.language): return v
     raise ValueError(f"unknown voice {voice!r}: use one of {', '.join(v.name for v in VOICES)}")
+
+# %% ../../nbs/11_data.speech.ipynb #9cd477f1
+@lru_cache(maxsize=1)
+def variants() -> tuple[str, ...]:
+    "All espeak-ng variants that training may hear: none of a held-out voice, no whispers."
+    kept_out = {v.variant for v in VOICES if v.split == "heldout"}
+    every = sorted(os.listdir(os.path.join(_library()[1].decode(), "voices", "!v")))
+    return tuple(v for v in every if v not in kept_out and not v.startswith("whisper"))
 
 # %% ../../nbs/11_data.speech.ipynb #29975dbb
 SILENCE = "_"
@@ -374,13 +383,15 @@ def _join(parts: list, seconds: float) -> tuple[np.ndarray, list]:
 # %% ../../nbs/11_data.speech.ipynb #1816c74a
 def random_speech(seed: int,            # any whole number; the same seed is always the same speech
                   split: str = "train", # "heldout": voices and sentences that training never uses
-                  seconds: float = 4.   # length of the result
+                  seconds: float = 4.,  # length of the result
+                  many: bool = False    # any of `variants()` instead of the voices with names: for the ear, chapter 31b
                  ) -> Speech:
     "Sentences of one voice with pauses, cut to exactly `seconds`; about one seventh of the time is silent."
     rng = np.random.default_rng([seed, split == "heldout", 0x5eec])
     language = list(LANGUAGES)[rng.integers(len(LANGUAGES))]
     choice, bank = voices(language, split), sentences(language, split)
     voice = choice[rng.integers(len(choice))]
+    if many: voice = Voice("any", language, variants()[rng.integers(len(variants()))], int(rng.integers(30, 71)), int(rng.integers(140, 180)))
     voice = replace(voice, pitch=int(voice.pitch + rng.integers(-8, 9)), rate=int(voice.rate * rng.uniform(.9, 1.15)))
     lead = rng.random()
     at = rng.uniform(.25, .5) * seconds if lead < .06 else rng.uniform(.2, .8) if lead < .3 else rng.uniform(.02, .15)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .attention import CrossAttention, SelfAttention
 from .cache import LayerKV, Past
-from .conditions import AudioEncoder, AudioInjector, Conditions, FramePack, TextEncoder, tokenize
+from .conditions import AudioEncoder, AudioInjector, Conditions, Ear, FramePack, TextEncoder, cut_blocks, tokenize
 from .rope import grid_positions, rope_angles, rope_split
 
 # %% ../../nbs/27_model.dit.ipynb #9fc136d2
@@ -41,6 +41,7 @@ class DiTConfig:
     audio_dim: int = 80
     audio_tokens: int = 4                       # local audio tokens per latent frame
     audio_history: int = 8                      # feature frames of real past that a streamed block is given
+    ear: int = 0                                # width of the ear in front of the audio encoder, 0 = the features come from one (wav2vec 2.0)
     inject_layers: tuple = (0, 2, 4)            # audio comes in after these blocks
     cond_dim: int = 0                           # channels of the pose latents, 0 = no pose
     reference: bool = False                     # the pose input shows the sink's latent at every place
@@ -135,6 +136,7 @@ class DiT(nn.Module):
         self.trainable_cond_mask = nn.Embedding(3 if c.framepack else 2, c.dim)
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
         self.head = Head(c)
+        if c.ear: self.ear = Ear(c.audio_dim, c.ear).requires_grad_(False)   # trained on sound alone, chapter 31b
         self.casual_audio_encoder = AudioEncoder(c.audio_layers, c.audio_dim, c.dim, c.audio_tokens)
         self.audio_injector = AudioInjector(c.dim, c.heads, len(c.inject_layers), c.eps)
         if c.framepack: self.frame_packer = FramePack(c.in_channels, c.dim)
@@ -192,6 +194,7 @@ def conditions(self:DiT,
     history:int=0,              # leading audio frames that are real past
     pose:Tensor|None=None,      # (B, cond_dim, F, h, w) pose latents
     actor_mask:Tensor|None=None,# (B, A, F, h/2, w/2)
+    block_frames:int=None,      # see `add_audio`
 )->Conditions:
     "Everything a forward needs besides latents and time: text keys once per prompt, audio keys once per block."
     rows = self.embed_text(text)
@@ -199,7 +202,7 @@ def conditions(self:DiT,
     if pose is not None:
         if not self.config.cond_dim: raise ValueError("this network has no pose input: leave pose out")
         c.pose = self.embed(pose, self.cond_encoder)
-    return c if audio is None else self.add_audio(c, audio, history, actor_mask)
+    return c if audio is None else self.add_audio(c, audio, history, actor_mask, block_frames)
 
 # %% ../../nbs/27_model.dit.ipynb #ce611222
 @patch
@@ -208,6 +211,7 @@ def add_audio(self:DiT,
     audio:Tensor,               # (B, T, C), (B, L, T, C) or for A actors (B, A, L, T, C); T = history + 4 F at 25 a second
     history:int=0,              # 0 = the first frame stands for the past, as the official code does in every block
     actor_mask:Tensor|None=None,# (B, A, F, h/2, w/2): weight of each actor's voice at each token
+    block_frames:int=None,      # cut the sound into blocks of so many latent frames, each heard as a stream hears it; None = heard as a whole
 )->Conditions:
     "The same conditions with this sound: audio tokens, their keys and values, and AdaIN, for all denoising steps of a block."
     if audio.ndim not in (3, 4, 5): raise ValueError(f"audio features {tuple(audio.shape)}: give (B, T, C), (B, L, T, C) or (B, A, L, T, C)")
@@ -215,8 +219,12 @@ def add_audio(self:DiT,
     while audio.ndim < 5: audio = audio[:, None]
     b, a = audio.shape[:2]
     weight = self.casual_audio_encoder.encoder.final_linear.weight
-    tokens = self.casual_audio_encoder.blocks(audio.to(weight.dtype).flatten(0, 1).mT, history)
-    tokens = [t.unflatten(0, (b, a)) for t in tokens]
+    audio = audio.to(weight.dtype).flatten(0, 1)
+    if self.config.ear:
+        if block_frames: audio = cut_blocks(audio, history, 4 * block_frames).flatten(0, 1)
+        audio = self.ear(audio.flatten(0, 1)).unflatten(0, audio.shape[:2])
+    tokens = self.casual_audio_encoder.blocks(audio.mT, history)
+    tokens = [rearrange(t, "(b a n) f ... -> b a (n f) ...", b=b, a=a) for t in tokens]
     kv, mod = zip(*(self.audio_injector.project(i, *tokens) for i in range(len(self.config.inject_layers))))
     if actor_mask is not None: actor_mask = actor_mask.flatten(3)
     return replace(conditions, audio=list(kv), adain=list(mod), actor_mask=actor_mask)

@@ -46,8 +46,8 @@ OFFICIAL_DIT = DiTConfig(dim=5120, ffn_dim=13824, heads=40, layers=40, freq_dim=
                          audio_layers=25, audio_dim=1024, audio_tokens=4, inject_layers=(0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 39),
                          cond_dim=16, framepack=True, sink_distance=30.)
 PRESETS = {p.name: p for p in (
-    Preset("pico", (64, 64), DiTConfig(rope_scale=2., cond_dim=16, reference=True), VAEConfig.nano()),
-    Preset("nano", (128, 128), DiTConfig(cond_dim=16, reference=True), VAEConfig.nano()),
+    Preset("pico", (64, 64), DiTConfig(rope_scale=2., cond_dim=16, reference=True, ear=128), VAEConfig.nano()),
+    Preset("nano", (128, 128), DiTConfig(cond_dim=16, reference=True, ear=128), VAEConfig.nano()),
     Preset("wan-s2v-14b", (384, 704), OFFICIAL_DIT, VAEConfig.official()))}
 
 def preset(name)->Preset:

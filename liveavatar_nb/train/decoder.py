@@ -38,7 +38,7 @@ def copy_latents(net:DiT,
     clean = batch["latents"]
     if not levels: return clean
     b, frames = clean.shape[0], clean.shape[2]
-    conditions = net.refer(net.conditions(batch["tokens"], batch["audio"], AUDIO_HISTORY), batch["sink"], frames)
+    conditions = net.refer(net.conditions(batch["tokens"], batch["audio"], AUDIO_HISTORY, block_frames=3), batch["sink"], frames)
     past = sink_past(net, batch["sink"], conditions, sink_place(frames // 3, rng))
     for s in levels:
         eps, sigma = torch.randn(clean.shape, generator=rng), torch.full((b, frames), s)

@@ -18,7 +18,7 @@ from ..model.flow import add_noise, velocity
 from ..model.masks import block_causal_mask, teacher_forcing_mask
 from ..model.rope import grid_positions
 from .latents import AUDIO_HISTORY
-from .teacher import another_throat, cell_weight, draw_sigmas, drop_conditions, sink_past, sink_place, train_stage
+from .teacher import another_throat, cell_weight, draw_sigmas, drop_conditions, middle_tokens, sink_past, sink_place, train_stage
 
 # %% ../../nbs/32_train.forcing.ipynb #5fbb2ad8
 KINDS = ("independent", "diagonal", "clean")
@@ -60,28 +60,32 @@ def forward_forcing(net:DiT, x0, sigma, eps, conditions, sink:Past, kind:str, co
 SHARES = dict(independent=.35, diagonal=.15, clean=.5)
 
 def forcing_loss(net:DiT, batch:dict, rng:torch.Generator, shares:dict=SHARES, shift:float=1., moving:float=0., drop:tuple=(.05, .05, .05),
-                 throat:float=0., context_noise:float=.1, window_blocks:int=4, block_frames:int=3)->tuple[Tensor, dict]:
+                 throat:float=0., align:float=0., context_noise:float=.1, window_blocks:int=4, block_frames:int=3)->tuple[Tensor, dict]:
     "Block-wise velocity loss of stage 1; one kind of noise a batch. Live Avatar, sec. 4.1; diffusion forcing, arXiv 2407.01392."
     x0, n_blocks = batch["latents"], batch["latents"].shape[2] // block_frames
     if n_blocks * block_frames != x0.shape[2]: raise ValueError(f"{x0.shape[2]} latent frames do not divide into blocks of {block_frames}: choose another n_blocks")
     noise = lambda: torch.randn(x0.shape, generator=rng, device=x0.device)
     tokens, audio = drop_conditions(batch, rng, *drop)
-    conditions = net.conditions(tokens, another_throat(audio, rng, throat), AUDIO_HISTORY)
+    conditions = net.conditions(tokens, another_throat(audio, rng, throat), AUDIO_HISTORY, block_frames=block_frames)
     conditions = net.refer(conditions, batch["sink"], x0.shape[2])
     sink = sink_past(net, batch["sink"], conditions, sink_place(n_blocks, rng, block_frames))
     kind = choose_kind(rng, shares)
     sigma, eps = forcing_sigmas(kind, len(x0), n_blocks, rng, shift, block_frames), noise()
     context = (context_noise * forcing_sigmas("independent", len(x0), n_blocks, rng, block_frames=block_frames), noise()) if kind == "clean" else None
-    v = forward_forcing(net, x0, sigma, eps, conditions, sink, kind, context, window_blocks, block_frames)
+    with middle_tokens(net) as tokens_seen: v = forward_forcing(net, x0, sigma, eps, conditions, sink, kind, context, window_blocks, block_frames)
     error = (v.float() - velocity(x0, eps)).square() * cell_weight(x0, moving)
-    loss = error.mean()
-    return loss, {f"loss_{kind}": loss.detach()}
+    loss, extra = error.mean(), {}
+    extra[f"loss_{kind}"] = loss.detach()
+    if align:
+        extra["reading"] = net.reader.error(tokens_seen[-1], batch["motion"])
+        loss = loss + align * extra["reading"]
+    return loss, extra
 
 # %% ../../nbs/32_train.forcing.ipynb #003ae4c7
 def forcing_loss_at(net:DiT, batch:dict, sigma:float, rng:torch.Generator, kind:str="clean", window_blocks:int=4, block_frames:int=3)->Tensor:
     "Stage 1's loss at one level for one kind of past, nothing dropped, sink at a fixed place."
     x0 = batch["latents"]; eps = torch.randn(x0.shape, generator=rng, device=x0.device)
-    conditions = net.conditions(batch["tokens"], batch["audio"], AUDIO_HISTORY)
+    conditions = net.conditions(batch["tokens"], batch["audio"], AUDIO_HISTORY, block_frames=block_frames)
     conditions = net.refer(conditions, batch["sink"], x0.shape[2])
     sink = sink_past(net, batch["sink"], conditions, x0.shape[2] + 7.)
     levels = torch.full((len(x0), x0.shape[2]), sigma, device=x0.device)
@@ -96,11 +100,11 @@ def train_forcing(preset="pico", # name or Preset
     batch:int=16, n_blocks:int=4, # windows of 3 n_blocks latent frames
     lr:float=6e-4, ema:float=.999,
     shares:dict=None,            # of the three kinds of noise; None = SHARES
-    shift:float=1., moving:float=0., drop:tuple=(.05, .05, .05), throat:float=0., context_noise:float=.1, window_blocks:int=4, block_frames:int=3,
+    shift:float=1., moving:float=0., drop:tuple=(.05, .05, .05), throat:float=0., align:float=0., context_noise:float=.1, window_blocks:int=4, block_frames:int=3,
     **options,                   # muon, seed, portrait, autocast, device, validate_every, limit, config, progress
 )->DiT:
     "Trains stage 1, block-causal diffusion forcing; returns it with averaged weights, written to out/weights.safetensors too."
     at = partial(forcing_loss_at, window_blocks=window_blocks, block_frames=block_frames)
     return train_stage(forcing_loss, at, "forcing", preset, data, out, minutes, steps, resume, init, batch, n_blocks, lr, ema,
-                       shares=dict(shares or SHARES), shift=shift, moving=moving, drop=tuple(drop), throat=throat, context_noise=context_noise,
+                       shares=dict(shares or SHARES), shift=shift, moving=moving, drop=tuple(drop), throat=throat, align=align, context_noise=context_noise,
                        window_blocks=window_blocks, block_frames=block_frames, **options)

@@ -131,7 +131,8 @@ def load_ema(out, network:nn.Module, name:str="net")->int:
     found = newest(out)
     if found is None: raise TrainingError(f"no checkpoint in {Path(out).name!r}: train that stage first")
     tensors, state = found
-    _load(network, {k.removeprefix(f"ema/{name}/"): v for k, v in tensors.items() if k.startswith(f"ema/{name}/")})
+    own = network.state_dict()    # a `reader` (chapter 31) that only training has is left behind
+    _load(network, {k: v for k, v in ((k.removeprefix(f"ema/{name}/"), v) for k, v in tensors.items() if k.startswith(f"ema/{name}/")) if k in own or not k.startswith("reader.")})
     return state["step"]
 
 def _load(network, state):

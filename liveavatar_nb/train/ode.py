@@ -110,7 +110,7 @@ def ode_loss(net:DiT, batch:dict, rng:torch.Generator, moving:float=0., window_b
     "Squared error of the velocity that leads to the path's end, history at the same level. CausVid, arXiv 2412.07772, sec. 4.3."
     x, x0, sigma, p = batch["x"], batch["x0"], batch["sigma"], net.config.patch
     frames, tokens = x.shape[2], x.shape[3] // p[1] * (x.shape[4] // p[2])
-    conditions = net.refer(net.conditions(batch["tokens"], batch["audio"], AUDIO_HISTORY), batch["sink"], frames)
+    conditions = net.refer(net.conditions(batch["tokens"], batch["audio"], AUDIO_HISTORY, block_frames=3), batch["sink"], frames)
     past = sink_past(net, batch["sink"], conditions, sink_place(frames // 3, rng))
     v = net(x, sigma, conditions, past, mask=block_causal_mask(frames, tokens, 3, window_blocks, past.sink_tokens).to(x.device))[0]
     error = ((v.float() - (x - x0) / sigma.reshape(-1, 1, 1, 1, 1)).square() * cell_weight(x0, moving)).mean((1, 2, 3, 4))

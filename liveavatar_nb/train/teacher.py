@@ -4,25 +4,28 @@
 
 # %% auto #0
 __all__ = ['SINK_DISTANCES', 'LEVELS', 'draw_sigmas', 'drop_conditions', 'another_throat', 'sink_place', 'sink_past',
-           'cell_weight', 'teacher_loss', 'validate_levels', 'teacher_loss_at', 'start_from', 'finish', 'train_stage',
-           'train_teacher', 'sample_teacher']
+           'cell_weight', 'Reader', 'middle_tokens', 'teacher_loss', 'validate_levels', 'teacher_loss_at', 'start_from',
+           'finish', 'train_stage', 'train_teacher', 'sample_teacher']
 
 # %% ../../nbs/31_train.teacher.ipynb #666e4c09
 import re
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ..model.cache import Past
 from ..model.conditions import Conditions, join
 from ..model.dit import DiT
 from ..model.flow import add_noise, cfg, euler_step, shift_sigma, sigmas, velocity
-from ..model.presets import load_weights, preset as get_preset, save_weights
+from ..model.presets import load_weights, preset as get_preset, read_weights, save_weights
 from .latents import AUDIO_HISTORY, LatentClips
 from .loop import Optim, fit, load_ema, mix, read_log, to_device
+from ..eval.metrics import SPREAD
 
 # %% ../../nbs/31_train.teacher.ipynb #b4d30c32
 def draw_sigmas(shape:tuple, rng:torch.Generator, shift:float=1.)->Tensor:
@@ -70,6 +73,28 @@ def cell_weight(x0:Tensor, moving:float=0.)->Tensor|float:
     w = 1 + moving * spread / spread.mean((3, 4), keepdim=True).clamp(min=1e-6)
     return w / w.mean((3, 4), keepdim=True)
 
+# %% ../../nbs/31_train.teacher.ipynb #8b782123
+class Reader(nn.Linear):
+    "Reads the motion track of a latent frame, 4 × 15 numbers, off any of its tokens. For training only."
+    def __init__(self, dim:int):
+        super().__init__(dim, 4 * len(SPREAD)); nn.init.zeros_(self.weight); nn.init.zeros_(self.bias)
+    def error(self,
+        tokens:Tensor,  # (B, N, D) hidden states of F latent frames
+        motion:Tensor,  # (B, 4F, 15) the true track
+    )->Tensor:
+        "Mean squared error in units of each channel's spread; a reader that knows nothing has about 1 or less."
+        asked = (motion / motion.new_tensor(SPREAD)).unflatten(1, (-1, 4)).flatten(2)
+        told = self(F.layer_norm(tokens.float(), tokens.shape[-1:])).unflatten(1, (asked.shape[1], -1))
+        return (told - asked[:, :, None]).square().mean()
+
+@contextmanager
+def middle_tokens(net:DiT):
+    "Inside, every forward pass leaves the tokens (B, N, D) after the middle block in the list."
+    seen = []
+    handle = net.blocks[(len(net.blocks) - 1) // 2 + 1].register_forward_hook(lambda block, given, out: seen.append(out[0]))
+    try: yield seen
+    finally: handle.remove()
+
 # %% ../../nbs/31_train.teacher.ipynb #5494f08e
 def teacher_loss(net:DiT, batch:dict, rng:torch.Generator, shift:float=1., moving:float=0., drop:tuple=(.05, .05, .05), throat:float=0.)->tuple[Tensor, dict]:
     "Velocity loss of a whole clip at one noise level, full attention, sink in front. Live Avatar, sec. 3.1."
@@ -105,16 +130,14 @@ def teacher_loss_at(net:DiT, batch:dict, sigma:float, rng:torch.Generator)->Tens
 
 # %% ../../nbs/31_train.teacher.ipynb #fc17b6fb
 def start_from(net:DiT, init)->DiT:
-    "Loads initial weights: a run's folder (its averaged weights), a weights file or a shipped name, or a sum of such, 'a + b - c'; None = as it is."
+    "Loads initial weights: a run's folder (its averaged weights), a weights file or a shipped name, or with files and names a sum, 'a + b - c'; None = as it is."
     if init is None: return net
-    read = lambda source: load_ema(source, net) if Path(source).is_dir() else load_weights(source, net)
     first, *more = re.split(r" ([+-]) ", str(init))
-    read(first)
+    load_ema(first, net) if Path(first).is_dir() else load_weights(first, net)
     if more:
         total = {k: v.clone() for k, v in net.state_dict().items()}
         for sign, source in zip(more[::2], more[1::2]):
-            read(source)
-            for k, v in net.state_dict().items(): total[k] += v if sign == "+" else -v
+            for k, v in read_weights(source)[0].items(): total[k] += v if sign == "+" else -v
         net.load_state_dict(total)
     return net.train()
 
@@ -122,6 +145,7 @@ def start_from(net:DiT, init)->DiT:
 def finish(net, out, kind:str, preset, run, settings:dict, part:str="dit", **more):
     "Puts the averaged weights into `net` (a DiT, or a VAE as `part`) and writes out/weights.safetensors with its card; `more` entries go on the card."
     load_ema(out, net)
+    if hasattr(net, "reader"): del net.reader            # it has taught what it had to teach
     last = {k: v for e in read_log(out) for k, v in e.items() if k.startswith("val")}
     card = dict(stage=kind, preset=get_preset(preset).name, updates=run.step, seconds=round(run.seconds), finished=run.finished,
                 device=str(next(net.parameters()).device.type), settings=settings, validation=last, **more)
@@ -130,12 +154,14 @@ def finish(net, out, kind:str, preset, run, settings:dict, part:str="dit", **mor
 
 # %% ../../nbs/31_train.teacher.ipynb #1ce17904
 def train_stage(loss_fn, loss_at, kind:str, preset, data, out, minutes=None, steps=None, resume=False, init=None, batch=16, n_blocks=4,
-                lr=1e-3, ema=.999, muon=0., seed=0, autocast=False, device=None, validate_every=500, limit=None, config=None, progress=True, portrait=.5, **settings)->DiT:
+                lr=1e-3, ema=.999, muon=0., seed=0, autocast=False, device=None, validate_every=500, limit=None, config=None, progress=True, portrait=.5, ear="ear", **settings)->DiT:
     "What teacher and stage 1 share: data, network, validation, loop, card. `portrait`: share of windows whose sink is the portrait; the others' is a latent frame of the clip."
     torch.manual_seed(seed)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     train, heldout = LatentClips(data, "train", limit), LatentClips(data, "heldout")
     net = start_from(DiT(config or get_preset(preset).dit), init).to(device)
+    if init is None and net.config.ear: load_weights(ear, net.ear)    # a fresh network gets a trained ear
+    if settings.get("align"): net.reader = Reader(net.config.dim).to(device)
     checks = [heldout.batch(i, min(batch, len(heldout)), n_blocks, seed=99) for i in range(2)]
     def step_fn(step, b, rng): return loss_fn(net, b, rng, **settings)
     everything = dict(batch=batch, n_blocks=n_blocks, lr=lr, ema=ema, muon=muon, seed=seed, autocast=autocast, portrait=portrait, clips=len(train), vae=train.vae, **settings)
