@@ -21,7 +21,7 @@ from ..data.speech import VISEME_CHANNELS, random_speech, visemes
 from ..model.conditions import Ear, cut_blocks
 from ..model.dit import DiT
 from ..model.presets import load_weights, preset as get_preset, save_weights
-from .latents import AUDIO_HISTORY, LatentClips, audio_window, mapped
+from .latents import AUDIO_HISTORY, LatentClips, audio_window, mapped, read_header
 from .loop import Optim, fit, load_ema, mix, read_log, write_checkpoint
 from .teacher import another_throat
 
@@ -40,7 +40,10 @@ def make_sounds(out, n:int=6144, frames:int=132, shard:int=256, worker:int=0, wo
     made = 0
     for k in tqdm(range(worker, -(-n // shard), workers), disable=not progress, desc="sounds"):
         path = Path(out)/f"sounds_{k:05d}.safetensors"
-        if path.exists(): continue
+        if path.exists():
+            there = read_header(path)[1]["frames"]
+            if there != frames: raise ValueError(f"shard {path.name} holds sounds of {there} frames, not {frames}: choose an empty folder or delete the old shards")
+            continue
         rows, meant = zip(*(sound_of(s, frames) for s in range(k * shard, min(n, (k + 1) * shard))))
         write_checkpoint(path, dict(rows=torch.from_numpy(np.stack(rows)).half(), meant=torch.from_numpy(np.stack(meant)).half()), dict(frames=frames, first=k * shard)); made += 1
     return made
