@@ -112,3 +112,8 @@ def test_a_reader_that_can_read_has_no_error():
     reader, tokens = Reader(8), torch.randn(1, 6, 8)
     with torch.no_grad(): reader.bias.fill_(.5)
     assert reader.error(tokens, (.5 * torch.tensor(SPREAD)).expand(1, 24, 15)) < 1e-10
+
+def test_middle_tokens_of_a_network_of_one_block():
+    net = DiT(DiTConfig(dim=48, ffn_dim=96, heads=3, layers=1, inject_layers=(0,)))
+    with torch.no_grad(), middle_tokens(net) as seen: net(torch.randn(1, 16, 3, 4, 4), .5, net.conditions("a cat"))
+    assert len(seen) == 1

@@ -288,7 +288,7 @@ def _listen(sound, mouth, asked:list, steps:int, throat:float, ear, batch:int, l
     c, rng = DiTConfig(), torch.Generator().manual_seed(seed)
     listener = torch.nn.ModuleList([AudioEncoder(1, c.audio_dim, c.dim, c.audio_tokens), torch.nn.Linear((c.audio_tokens + 2) * c.dim, 4 * 3)])
     def hear(x):
-        rows = audio_window(x.transpose(0, 1), 0, x.shape[1]).transpose(0, 1)
+        rows = audio_window(x, 0, x.shape[1])
         if ear: rows = ear(cut_blocks(rows, AUDIO_HISTORY, 12).flatten(0, 1))
         tokens = listener[0].blocks(rows[:, None].mT, AUDIO_HISTORY)
         return listener[1](torch.cat(tokens, 2).flatten(2)).unflatten(-1, (4, 3)).reshape(len(x), -1, 3)

@@ -55,7 +55,7 @@ class Listener(nn.Module):
         super().__init__()
         self.ear, self.answer = Ear(channels, dim), nn.Linear(channels, len(TARGETS))
     def forward(self, rows:Tensor, block:int=12)->Tensor: # (B, T, C) whole sounds, T a multiple of block -> (B, T, 6)
-        rows = audio_window(rows.transpose(0, 1), 0, rows.shape[1]).transpose(0, 1)
+        rows = audio_window(rows, 0, rows.shape[1])
         heard = self.answer(self.ear(cut_blocks(rows, AUDIO_HISTORY, block).flatten(0, 1))[:, AUDIO_HISTORY:])
         return heard.unflatten(0, (len(rows), -1)).flatten(1, 2)
 

@@ -7,6 +7,7 @@ __all__ = ['KINDS', 'SHARES', 'forcing_sigmas', 'choose_kind', 'clean_past', 'fo
            'train_forcing']
 
 # %% ../../nbs/32_train.forcing.ipynb #9376c72b
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -72,12 +73,12 @@ def forcing_loss(net:DiT, batch:dict, rng:torch.Generator, shares:dict=SHARES, s
     kind = choose_kind(rng, shares)
     sigma, eps = forcing_sigmas(kind, len(x0), n_blocks, rng, shift, block_frames), noise()
     context = (context_noise * forcing_sigmas("independent", len(x0), n_blocks, rng, block_frames=block_frames), noise()) if kind == "clean" else None
-    with middle_tokens(net) as tokens_seen: v = forward_forcing(net, x0, sigma, eps, conditions, sink, kind, context, window_blocks, block_frames)
+    with middle_tokens(net) if align else nullcontext() as seen: v = forward_forcing(net, x0, sigma, eps, conditions, sink, kind, context, window_blocks, block_frames)
     error = (v.float() - velocity(x0, eps)).square() * cell_weight(x0, moving)
-    loss, extra = error.mean(), {}
-    extra[f"loss_{kind}"] = loss.detach()
+    loss = error.mean()
+    extra = {f"loss_{kind}": loss.detach()}
     if align:
-        extra["reading"] = net.reader.error(tokens_seen[-1], batch["motion"])
+        extra["reading"] = net.reader.error(seen[-1], batch["motion"])
         loss = loss + align * extra["reading"]
     return loss, extra
 

@@ -108,13 +108,13 @@ def mapped(path)->tuple[dict, dict]:
 # %% ../../nbs/30c_train.latents.ipynb #4ee814a6
 AUDIO_HISTORY = 8   # audio rows (video frames) of real past in front of a window
 
-def audio_window(audio,  # (T, C) rows of a whole clip, one a video frame
+def audio_window(audio,  # (…, T, C) rows of whole clips, one a video frame
     start:int,           # first row of the window
     length:int,
     history:int=AUDIO_HISTORY,
 ):
-    "(history + length, C): the window with what was heard before; before the clip's start its first row stands."
-    return audio[np.clip(np.arange(start - history, start + length), 0, None)]
+    "(…, history + length, C): the window with what was heard before; before the clip's start its first row stands."
+    return audio[..., np.clip(np.arange(start - history, start + length), 0, None), :]
 
 # %% ../../nbs/30c_train.latents.ipynb #6f95f2a0
 def choose_window(rng, total:int, frames:int, clip_start:float=.25, portrait:float=.5, gap:int=3)->tuple[int, int]:

@@ -91,7 +91,7 @@ class Reader(nn.Linear):
 def middle_tokens(net:DiT):
     "Inside, every forward pass leaves the tokens (B, N, D) after the middle block in the list."
     seen = []
-    handle = net.blocks[(len(net.blocks) - 1) // 2 + 1].register_forward_hook(lambda block, given, out: seen.append(out[0]))
+    handle = net.blocks[len(net.blocks) // 2].register_forward_hook(lambda block, given, out: seen.append(out[0]))
     try: yield seen
     finally: handle.remove()
 
