@@ -90,7 +90,7 @@ class AudioEncoder(nn.Module):
         if x.shape[1] != self.layers: raise ValueError(f"{x.shape[1]} layers of audio features, the encoder wants {self.layers}")
         if self.layers == 1: return x[:, 0]
         w = F.silu(self.weights.float())
-        return (x * w / w.sum(1, keepdim=True)).sum(1)
+        return (x * w / w.sum(1, keepdim=True)).sum(1).to(x.dtype)
     def forward(self, x:Tensor)->tuple[Tensor, Tensor]:
         "(B, L, C, T) to global (B, T', 1, dim) and local (B, T', tokens+1, dim), T' = ceil(T/4); token j ends at frame 4j."
         return self.encoder(self.mix(x))
