@@ -109,7 +109,8 @@ def generate(
     "One portrait, a voice and a sentence become outdir/name.mp4 and a contact sheet outdir/name.png."
     from tqdm.auto import tqdm
     samples, text = load_inputs(audio, image, text)
-    from liveavatar_nb.stream.writer import Thumbnails, VideoWriter, check_writable, save_image
+    from liveavatar_nb.stream.film import Thumbnails, check_writable, save_image
+    from liveavatar_nb.stream.writer import VideoWriter
     outdir, start = check_writable(outdir), time.perf_counter()
     from liveavatar_nb.stream.avatar import LiveAvatar
     stream = LiveAvatar.from_pretrained(preset, precision=precision).stream(str(image), prompt=text, seed=seed, **options)
@@ -147,7 +148,7 @@ def generate_tpp(
     import av
     from liveavatar_nb.stream.distributed import TPPConfig, run_tpp
     from liveavatar_nb.stream.tpp import Placement
-    from liveavatar_nb.stream.writer import Thumbnails, save_image
+    from liveavatar_nb.stream.film import Thumbnails, save_image
     placement = str(Placement.spread(int(tpp), steps)) if tpp.isdigit() else tpp
     run = run_tpp(TPPConfig(str(audio), str(image), text, str(outdir), name, preset, placement=placement, seed=seed, resume=resume))
     thumbs, frames, video = Thumbnails(), 0, Path(outdir)/f"{name}.mp4"
@@ -187,7 +188,7 @@ def write_json(path, data):
     "Write JSON to a file (complete or not at all), or to stdout for `-`."
     text = json.dumps(data, indent=1, ensure_ascii=False, default=str)
     if str(path) == "-": return print(text)
-    from liveavatar_nb.stream.writer import OutputError, check_writable
+    from liveavatar_nb.stream.film import OutputError, check_writable
     path = Path(path); part = path.with_name(f".{path.name}.part")
     check_writable(path.parent)
     try: part.write_text(text + "\n", encoding="utf-8"); os.replace(part, path)

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from liveavatar_nb.stream.writer import read_video
+from liveavatar_nb.stream.film import read_video
 
 # a quick stand-in behind the front door, so that these tests are about the command line alone
 STAND_IN = """

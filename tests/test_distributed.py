@@ -16,7 +16,8 @@ from liveavatar_nb.data.audio import save_wav
 from liveavatar_nb.stream.distributed import (DONE, WORKING, Board, TPPConfig, TPPError, bench_faults, find_fault, launch, leftovers,
                                               main, one_process, process_state, run_tpp)
 from liveavatar_nb.stream.tpp import Placement, SinkPlan, StageTimes, simulate
-from liveavatar_nb.stream.writer import VideoWriter, fragment_ends, read_video
+from liveavatar_nb.stream.film import fragment_ends, read_video
+from liveavatar_nb.stream.writer import VideoWriter
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the launcher forks: Linux or macOS")
 LATENT = 16 * 3 * 4 * 4 * 4  # bytes of one block's latent of the tiny preset

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from liveavatar_nb.stream.writer import OutputError, Thumbnails, VideoWriter, boxes, contact_sheet, read_video, save_image
+from liveavatar_nb.stream.film import OutputError, Thumbnails, boxes, contact_sheet, read_video, save_image
+from liveavatar_nb.stream.writer import VideoWriter
 
 
 def block(i, n=12, size=64):

@@ -32,7 +32,8 @@ from ..model.presets import Preset, card_of, load_weights, preset
 from ..model.vae import VAEConfig, VideoVAE
 from .sampler import BlockSampler, SamplerConfig, block_noise
 from .tpp import BLOCK_FRAMES, FPS, Placement, Row, Schedule, SinkPlan, StageTimes, jobs, simulate
-from .writer import VideoWriter, check_writable, read_video
+from .film import check_writable, read_video
+from .writer import VideoWriter
 from ..train.latents import AUDIO_HISTORY, audio_window
 from ..train.vae import to_frames, to_video
 
@@ -566,7 +567,7 @@ def open_video(self:Engine):
     "Warm the decoder with the portrait; open the film, or go on with it."
     self.state = self.vae.decode_chunk(self.portrait)[1]
     size = self.preset.size
-    self.writer = VideoWriter.resume(self.config.video, size, self.first, self.sound.wave) if self.first else VideoWriter(self.config.video, size)
+    self.writer = VideoWriter.resume(self.config.video, size, self.first, self.sound.wave, segment_blocks=self.config.checkpoint_every or 8)
     self.kept = []
     if self.first: self.watch.board.slots[self.rank]["written"] = self.first
 
