@@ -139,15 +139,13 @@ def test_a_film_goes_on_without_a_seam(tmp_path, cut, had, tail):
     def write(writer, start, stop):
         for b in range(start, stop): writer.write(frames[12 * b:12 * b + 12], wave[7680 * b:7680 * b + 7680])
         return writer
-    write(VideoWriter(tmp_path / "whole.mp4", 32), 0, 6).close()
-    write(VideoWriter(tmp_path / "cut.mp4", 32), 0, had)   # never closed
+    write(VideoWriter(tmp_path / "whole.mp4", 32, segment_blocks=cut), 0, 6).close()
+    write(VideoWriter(tmp_path / "cut.mp4", 32, segment_blocks=cut), 0, had)   # never closed
     with open(tmp_path / "cut.mp4", "ab") as f: f.write(tail)
     assert len(fragment_ends(tmp_path / "cut.mp4")) == had
-    write(VideoWriter.resume(tmp_path / "cut.mp4", 32, cut, lambda b: wave[7680 * b:7680 * b + 7680]), cut, 6).close()
-    (a, sound_a), (b, sound_b) = read_video(tmp_path / "whole.mp4"), read_video(tmp_path / "cut.mp4")
-    assert a.shape == b.shape and np.abs(a.astype(int) - b).max() <= 3
-    assert sound_a.shape == sound_b.shape and np.abs(sound_b - sound_a).max() < .05, "no click at the joint"
-    with pytest.raises(ValueError, match="start again without --resume"): VideoWriter.resume(tmp_path / "cut.mp4", 32, 99, None)
+    write(VideoWriter.resume(tmp_path / "cut.mp4", 32, cut, lambda b: wave[7680 * b:7680 * b + 7680], segment_blocks=cut), cut, 6).close()
+    assert (tmp_path / "whole.mp4").read_bytes() == (tmp_path / "cut.mp4").read_bytes()
+    with pytest.raises(ValueError, match="start again without --resume"): VideoWriter.resume(tmp_path / "cut.mp4", 32, 99 * cut, None, segment_blocks=cut)
 
 
 def test_emulated_devices_keep_time(config):

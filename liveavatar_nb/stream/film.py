@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['boxes', 'OutputError', 'check_writable', 'claim', 'fragment_ends', 'count_packets', 'read_video', 'contact_sheet',
-           'Thumbnails', 'save_image']
+           'Thumbnails', 'write_whole', 'save_image']
 
 # %% ../../nbs/44a_stream.film.ipynb #7d8eb6b8
 import io
@@ -150,19 +150,33 @@ class Thumbnails:
             self.seen += 1
     def sheet(self, columns:int=8): return contact_sheet(self.kept, columns)
 
+# %% ../../nbs/44a_stream.film.ipynb #5da644b5
+def write_whole(
+    path:str|Path,
+    data:bytes,
+):
+    "Write a file so that no reader ever sees half of it: under another name, forced to the disk, renamed. Raises `OutputError`."
+    path, part = Path(path), None
+    try:
+        if path.exists() and not path.is_file():             # a device or a pipe is written to, never replaced
+            if path.is_dir(): raise IsADirectoryError(0, "it is a folder")
+            path.write_bytes(data); return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path = path.resolve()                                # what a link points to
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        with os.fdopen(handle, "wb") as f: f.write(data); f.flush(); os.fsync(f.fileno())
+        os.chmod(part, path.stat().st_mode & 0o777 if path.exists() else 0o644)
+        os.replace(part, path)
+    except (OSError, ValueError) as e:
+        if part: Path(part).unlink(missing_ok=True)
+        raise OutputError(f"can't write {path}: {getattr(e, 'strerror', None) or e}") from None
+
 # %% ../../nbs/44a_stream.film.ipynb #c0363f54
 def save_image(
     path:str|Path, # the ending says the format, usually .png
     image:Image.Image,
 ):
-    "Write a picture under a temporary name and rename it. Raises `OutputError`."
-    path = Path(path)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        check_writable(path.parent)
-        image.save(part, format=path.suffix.lstrip(".").upper().replace("JPG", "JPEG"))
-        os.replace(part, path)
-    except OSError as e:
-        if isinstance(e, OutputError): raise
-        part.unlink(missing_ok=True)
-        raise OutputError(f"can't write {path}: {e.strerror or e}") from None
+    "Write a picture, complete or not at all. Raises `OutputError`."
+    data = io.BytesIO()
+    image.save(data, format=Path(path).suffix.lstrip(".").upper().replace("JPG", "JPEG"))
+    write_whole(path, data.getvalue())
