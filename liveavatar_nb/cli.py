@@ -284,7 +284,7 @@ def _plan(
     decode_ms:Annotated[float, typer.Option(help="measured milliseconds of one block's decode")]=0.,
 ):
     "Place steps and decode on devices, and forecast the result."
-    from liveavatar_nb.stream.tpp import plan_command
+    from liveavatar_nb.stream.planner import plan_command
     plan_command(devices, preset, goal, precision, steps, size, step_ms, decode_ms)
 
 # %% ../nbs/46_cli.ipynb #aad2a291

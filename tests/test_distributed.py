@@ -15,7 +15,8 @@ import torch
 from liveavatar_nb.data.audio import save_wav
 from liveavatar_nb.stream.distributed import (DONE, WORKING, Board, TPPConfig, TPPError, bench_faults, find_fault, launch, leftovers,
                                               main, one_process, process_state, run_tpp)
-from liveavatar_nb.stream.tpp import Placement, SinkPlan, StageTimes, simulate
+from liveavatar_nb.stream.simulator import simulate
+from liveavatar_nb.stream.tpp import Placement, SinkPlan, StageTimes
 from liveavatar_nb.stream.film import fragment_ends, read_video
 from liveavatar_nb.stream.writer import VideoWriter
 

@@ -1,10 +1,13 @@
-"Laws that no pipeline schedule may break, and the planner's promises (42_stream.tpp)."
+"Laws that no pipeline schedule may break, and the planner's promises (42_stream.tpp to 42e_stream.planner)."
 import pytest
 from hypothesis import given, settings, strategies as st
 from statistics import median
 
-from liveavatar_nb.stream.tpp import (BLOCK_FRAMES, BLOCK_SECONDS, DEVICES, Link, Placement, PlanError, SinkPlan, StageTimes,
-                                      closed_form, jobs, placements, plan, plan_command, reproduce_paper, simulate)
+from liveavatar_nb.stream.cost import DEVICES
+from liveavatar_nb.stream.planner import PlanError, plan, plan_command
+from liveavatar_nb.stream.reproduce import closed_form, reproduce_paper
+from liveavatar_nb.stream.simulator import simulate
+from liveavatar_nb.stream.tpp import BLOCK_FRAMES, BLOCK_SECONDS, Link, Placement, SinkPlan, StageTimes, jobs, placements
 
 quick = settings(max_examples=60, deadline=None)
 seconds = st.floats(.01, 2.).map(lambda x: round(x, 4))
@@ -136,7 +139,7 @@ def test_forecast_is_what_the_simulation_says():
 
 @pytest.mark.parametrize("kwargs, words", [
     (dict(devices="4xfoo"), "unknown"), (dict(devices=""), "1 to 16"), (dict(devices="17xH100"), "1 to 16"), (dict(preset="x"), "unknown"),
-    (dict(goal="x"), "throughput or latency"), (dict(precision="int4"), "bf16 or fp8"), (dict(steps=0), "at least one"),
+    (dict(goal="x"), "throughput or latency"), (dict(precision="int4"), "bf16, fp8 or int8"), (dict(steps=0), "at least one"),
     (dict(size="big"), "720x400"), (dict(size="0x0"), "multiples of 16"), (dict(steps=99), "at most 16"), (dict(step_ms=1.), "neither"), (dict(devices="1xRTX3090"), "doesn't fit"), (dict(devices="5xcpu"), "doesn't fit"), (dict(devices="5xcpu", preset="nano"), "measure a step")])
 def test_bad_questions_get_one_line(kwargs, words):
     with pytest.raises(ValueError, match=words) as e: plan_command(**kwargs)

@@ -28,7 +28,8 @@ from ..data.world import MOODS, SPECIES, random_identity, render_portrait
 from .player import Feed, Player
 from ..stream.avatar import LiveAvatar, release
 from ..stream.sink import attention_shares, sink_settings
-from ..stream.tpp import Placement, StageTimes, simulate
+from ..stream.simulator import simulate
+from ..stream.tpp import Placement, StageTimes
 from ..stream.writer import VideoWriter
 from ..eval.metrics import correlation, load_probe, read_clip
 

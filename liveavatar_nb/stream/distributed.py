@@ -31,7 +31,8 @@ from ..model.flow import official_sigmas
 from ..model.presets import Preset, card_of, load_weights, preset
 from ..model.vae import VAEConfig, VideoVAE
 from .sampler import BlockSampler, SamplerConfig, block_noise
-from .tpp import BLOCK_FRAMES, FPS, Placement, Row, Schedule, SinkPlan, StageTimes, jobs, simulate
+from .simulator import Row, Schedule, simulate
+from .tpp import BLOCK_FRAMES, FPS, Placement, SinkPlan, StageTimes, jobs
 from .film import check_writable, read_video
 from .writer import VideoWriter
 from ..train.latents import AUDIO_HISTORY, audio_window
@@ -894,7 +895,8 @@ def emulation_holds(rows:list)->dict:
 def bench_tpp(preset:str="pico", quick:bool=False, weights:str="", stage_ms=0., decode_share:float=.8, threads:int=1, decode_threads:int=0, say=print)->dict:
     """All figures of chapters 42 and 43, printed and returned. `preset`: whose shipped weights do the real work; or `weights`, "random" for none. `quick`: a few of each kind.
     With `stage_ms`: only emulated devices with steps of so many milliseconds (one number or several) and a decode of `decode_share` steps."""
-    from liveavatar_nb.stream.tpp import plan, reproduce_paper, what_ifs
+    from liveavatar_nb.stream.planner import plan
+    from liveavatar_nb.stream.reproduce import reproduce_paper, what_ifs
     folder = Path(tempfile.mkdtemp())
     torch.set_num_threads(1)   # as the ranks
     try:
