@@ -8,6 +8,7 @@ __all__ = ['DEFAULT_WEIGHTS', 'AvatarClip', 'BlockFeatures', 'AvatarStream', 're
 
 # %% ../../nbs/45_stream.avatar.ipynb #330cd801
 import math
+import time
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -72,10 +73,12 @@ class AvatarStream:
             yield replace(clip, frames=clip.frames[:math.ceil(n / 640)], samples=clip.samples[:n])
     @torch.inference_mode()
     def block(self, features, sound)->AvatarClip:
-        "One block: denoise, decode."
-        number = self.sampler.number
+        "One block: denoise, decode. What each took stands in `ms`."
+        number, began = self.sampler.number, time.perf_counter()
         latents = self.sampler.block(features, self.avatar.dit.config.audio_history)
+        denoised = time.perf_counter()
         video, self.decoder = self.avatar.vae.decode_chunk(latents, self.decoder)
+        self.ms = dict(denoise=1000 * (denoised - began), decode=1000 * (time.perf_counter() - denoised))
         return AvatarClip(to_frames(video), sound, number * self.features.frames / self.avatar.preset.fps, number)
     def say(self, prompt:str):
         "Another sentence from the next block on; the stream doesn't stop."
