@@ -6,7 +6,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 INK, BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = (
-    "#222222", "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#999999")
+    "#222222", "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#767676")
 CYCLE = [BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY]
 NOISE = LinearSegmentedColormap.from_list("noise", ["#FFFFFF", "#BBD7EA", "#0072B2", "#08304A"])   # sigma 0 is white, 1 is dark: also right in grey
 WIDTH = 6.4   # inches. A page of the book shows it at full width, a phone of 420 px at 60 %

@@ -46,7 +46,8 @@ def contents(nbs=root / "nbs"):
             parts.setdefault(PARTS.get(s[0]), []).append(s)
             if s[0] in PARTS:
                 parts[PARTS[s[0]]].sort()
-    return [(name, row) for name, row in parts.items() if row]
+    order = [None, *PARTS.values()]
+    return sorted(((name, row) for name, row in parts.items() if row), key=lambda p: order.index(p[0]) if p[0] in order else len(order))
 
 
 def toc(parts):
