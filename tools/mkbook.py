@@ -15,7 +15,7 @@ from pathlib import Path
 root = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"\]\(([\w.\-/]+)(#[\w.\-]+)?\)")
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([\w.\-/]+)\)")
-PARTS = dict(zip("1234569", ("data", "model", "train", "stream", "eval", "wan", "demo")))
+PARTS = dict(zip("12345679", ("data", "model", "train", "stream", "eval", "wan", "serve", "demo")))
 CSS = """.bd-article-container {max-width: 60rem}
 div.cell div.cell_input {border-left-width: 3px}
 div.cell_output video, div.cell_output img {max-width: 100%; height: auto}
