@@ -32,7 +32,7 @@ def test_every_chapter_is_in_the_contents_once(staged):
 
 def test_order_is_that_of_the_index():
     parts = dict(mkbook.contents())
-    assert list(parts) == [None, "data", "model", "train", "stream", "eval", "wan", "demo"]
+    assert list(parts) == [None, "data", "model", "train", "stream", "eval", "wan", "serve", "demo"]
     assert parts[None] == ["01_tour", "02_method"]
     flat = [s for row in parts.values() for s in row]
     assert flat == sorted(flat)
