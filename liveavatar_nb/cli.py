@@ -287,6 +287,22 @@ def _plan(
     from liveavatar_nb.stream.planner import plan_command
     plan_command(devices, preset, goal, precision, steps, size, step_ms, decode_ms)
 
+# %% ../nbs/46_cli.ipynb #0fa9fec3
+@app.command("export", context_settings=MORE)
+def _export(
+    ctx:typer.Context,
+    what:Annotated[str, typer.Argument(help="onnx")],
+    out:Annotated[Path, typer.Option(help="folder for the graphs, their weights and model.json")],
+    preset:Annotated[str, typer.Option(help="pico | nano")]="pico",
+    json:Annotated[Optional[Path], typer.Option("--json", help="write sizes and the difference from PyTorch here (- for the screen)")]=None,
+):
+    "Write a preset as ONNX graphs that stream without PyTorch; --weights, --vae, --bits 8|16|auto, --check BLOCKS."
+    result = call(find({"onnx": "liveavatar_nb.serve.export:export_onnx"}, what), {**dict(out=out, preset=preset), **more_options(ctx.args)})
+    if json: write_json(json, record(result, _argv))
+    if str(json) != "-":
+        gap = result["largest_difference"]
+        print(f"{out}: {len(result['graphs'])} graphs, {result['bytes'] / 1e6:.1f} MB" + ("" if gap is None else f", within {gap:.1e} of PyTorch"))
+
 # %% ../nbs/46_cli.ipynb #aad2a291
 def is_ours(error)->bool:
     "Is this an error that a user can do something about (one line is enough)?"
