@@ -7,7 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from liveavatar_nb.serve.session import FakeClock, Mark, Screen, Session, Sounds, drive, offline
+from liveavatar_nb.serve.ends import FakeClock, Screen, Sounds
+from liveavatar_nb.serve.session import Mark, Session, drive, offline
 from liveavatar_nb.serve.watching import count_blinks
 from liveavatar_nb.stream.avatar import untrained
 
