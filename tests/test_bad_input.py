@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from liveavatar_nb.data.portrait import GREY, PortraitError, clean_prompt, load_portrait
+from liveavatar_nb.data.portrait import DRAWN_LIMIT, GREY, UPRIGHT, PortraitError, clean_prompt, load_portrait, read_portrait
 
 SIZE = 32
 
@@ -179,3 +179,72 @@ def test_any_text_is_clean_and_stays_clean(text):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert clean_prompt(clean) == clean
+
+
+# ---- which square, and is it a face we know? ----
+
+def drawn(seed, size=128):
+    from liveavatar_nb.data.world import random_identity, render_portrait
+    return render_portrait(random_identity(seed), size)
+
+
+@pytest.mark.parametrize("code", range(1, 9))
+@given(left=st.integers(0, 60), top=st.integers(0, 30), side=st.integers(16, 64))
+def test_crop_is_in_the_upright_picture(tmp_path_factory, code, left, top, side):
+    undo = {6: Image.ROTATE_90, 8: Image.ROTATE_270}.get(code, UPRIGHT.get(code))
+    picture = Image.fromarray(face())
+    exif = Image.Exif()
+    exif[0x0112] = code
+    path = tmp_path_factory.getbasetemp() / f"turned{code}.png"
+    (picture if undo is None else picture.transpose(undo)).save(path, exif=exif)
+    got = read_portrait(path, 16, f"{left},{top},{side}")
+    want = np.asarray(picture.crop((left, top, left + side, top + side)).resize((16, 16), Image.LANCZOS)).astype(int)
+    assert (got.crop.left, got.crop.top, got.crop.side, got.size) == (left, top, side, (128, 96))
+    assert np.abs(got.pixels - want).mean() < 4
+
+
+def test_crop_of_a_large_jpeg(tmp_path):
+    big = Image.fromarray(face()).resize((4096, 3072))
+    big.save(tmp_path / "a.jpg")
+    got = read_portrait(tmp_path / "a.jpg", SIZE, "512,0,3072")
+    assert str(got.crop) == "512,0,3072"
+    close(got.pixels, tolerance=6)
+
+
+@pytest.mark.parametrize("crop", ["", "1,2", "0,0,97", "-1,0,40", "0,0,9", "left,top", "1e3,0,50"])
+def test_wrong_crop(crop):
+    with pytest.raises(PortraitError, match="crop"):
+        read_portrait(face(), SIZE, crop)
+
+
+def test_drawn_faces_are_known_and_others_are_not():
+    import skimage.data
+    assert max(read_portrait(drawn(s), 64).strange for s in range(9000, 9030)) < DRAWN_LIMIT
+    for name in ("astronaut", "chelsea", "coffee", "rocket"):
+        assert not read_portrait(getattr(skimage.data, name)(), 64).drawn, name
+    assert not read_portrait(np.full((80, 80, 3), 90, np.uint8), 64).drawn
+
+
+def test_tall_pictures_keep_their_heads():
+    import skimage.data
+    photo = skimage.data.astronaut()[:, 100:350]                                       # the face is at about row 100 of 512, 250 wide
+    got = read_portrait(np.concatenate([photo, np.full((400, 250, 3), 80, np.uint8)]), 64)
+    assert got.crop.how == "face" and got.crop.top < 100 < got.crop.top + got.crop.side < 300
+    unknown = read_portrait(np.random.default_rng(0).integers(0, 60, (600, 200, 3), np.uint8), 64)
+    assert unknown.crop.how in ("top", "face") and unknown.crop.top <= 100
+    tall = np.concatenate([np.full((64, 128, 3), 90, np.uint8), drawn(9001), np.full((64, 128, 3), 90, np.uint8)])
+    assert read_portrait(tall, 64).crop.how == "middle"                                # a drawn face in the middle stays there
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+@pytest.mark.parametrize("white", [1, 255, 65535, 2e9])
+def test_deep_grey(tmp_path, kind, white):
+    if white == 1 and kind is np.int32: return
+    ramp = np.tile(np.linspace(0, white, 64), (64, 1)).astype(kind)
+    Image.fromarray(ramp).save(tmp_path / "a.tiff")
+    got = load_portrait(tmp_path / "a.tiff", SIZE, "middle")[16, :, 0].astype(int)
+    assert (np.diff(got) >= 0).all() and got[0] < 12 and got[-1] > 243
+
+
+def test_pillow_picture_is_a_portrait():
+    close(load_portrait(Image.fromarray(face()), SIZE))
