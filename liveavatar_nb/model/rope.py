@@ -23,11 +23,10 @@ def grid_positions(
     frames:Tensor,    # (F,) positions of the latent frames, may be negative or fractional
     height:int,       # token rows of one latent frame
     width:int,        # token columns of one latent frame
-    scale:float=1.,   # distance between two neighbouring tokens
 )->Tensor:            # (F*height*width, 3) float64: (frame, row, column) per token, columns run fastest
     "The place of every token of a stack of latent frames."
     f = torch.as_tensor(frames).to(torch.float64)
-    space = [torch.arange(n, dtype=torch.float64, device=f.device) * scale for n in (height, width)]
+    space = [torch.arange(n, dtype=torch.float64, device=f.device) for n in (height, width)]
     return torch.stack(torch.meshgrid(f, *space, indexing="ij"), -1).flatten(0, 2)
 
 # %% ../../nbs/23_model.rope.ipynb #41e66a8d
@@ -35,9 +34,10 @@ def rope_angles(
     positions:Tensor,       # (N, 3): frame, row, column
     head_dim:int,           # numbers per attention head
     theta:float=10000.,     # sets the slowest pair of each axis
+    scale:float=1.,         # distance between two neighbouring rows or columns (`pico`: 2)
 )->tuple[Tensor, Tensor]:   # cos, sin, each (N, head_dim/2) float32
     "Cosine and sine by which each pair of a head is turned at each position; computed in float64."
-    p = positions.to(torch.float64)
+    p = positions.to(torch.float64) * torch.tensor([1., scale, scale], dtype=torch.float64, device=positions.device)
     angles = [p[:, a:a+1] * theta ** -(torch.arange(n, dtype=torch.float64, device=p.device) / n)
               for a, n in enumerate(rope_split(head_dim)) if n]
     angles = torch.cat(angles, -1)
@@ -50,7 +50,8 @@ def rotate(
     sin:Tensor, # (N, D/2) float32
 )->Tensor:      # (B, N, H, D) in the type of x
     "Turn each pair (x[2j], x[2j+1]) by its angle."
-    pairs = x.float().unflatten(-1, (-1, 2))
+    x32 = x.float()
+    pairs = (x32 if x32.stride(-1) == 1 else x32.contiguous()).unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling():  # the compiler likes real arithmetic, the CPU likes complex
         a, b, c, s = *pairs.unbind(-1), cos[:, None], sin[:, None]
         return torch.stack((a * c - b * s, a * s + b * c), -1).flatten(-2).to(x.dtype)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..model.attention import BACKENDS
 from ..model.cache import History, Past
 from ..model.conditions import Conditions, join
 from ..model.flow import add_noise, cfg, euler_step, official_sigmas, renoise_step, sigmas
@@ -39,8 +40,10 @@ class SamplerConfig:
     rolling:bool = True          # Rolling RoPE; False lets the stream run away from its sink
     sink_jitter:tuple|None = None # (4, 30): the official sink, a random distance for each block, here seeded; see chapter 41
     refresh_at:int|None = None   # from this block on, the first generated latent frame is the sink (AAS); None: never
+    attention:str = "auto"      # back end of attention, see chapter 25
     seed:int = 0
     def __post_init__(self):
+        if self.attention != "auto" and self.attention not in BACKENDS: raise ValueError(f"unknown attention back end {self.attention!r}: use auto, {', '.join(BACKENDS)}")
         object.__setattr__(self, "levels", tuple(float(s) for s in self.levels))
         if self.sink_jitter is not None: object.__setattr__(self, "sink_jitter", tuple(self.sink_jitter))
         if self.policy not in POLICIES: raise ValueError(f"unknown policy {self.policy!r}: choose one of {', '.join(POLICIES)}")
@@ -64,21 +67,27 @@ def many_steps(steps:int=20, shift:float=1., **settings)->SamplerConfig:
     return SamplerConfig(**dict(levels=tuple(sigmas(steps, shift).tolist()), policy="clean") | settings)
 
 # %% ../../nbs/40_stream.sampler.ipynb #aaf489ac
-def guided(net, x:Tensor, sigma:float, conditions:Conditions, past:Past|None, weight:float)->tuple:
+def guided(net, x:Tensor, sigma, conditions:Conditions, past:Past|None, weight:float, backend:str="auto")->tuple:
     "(velocity, keys and values): one evaluation, or with guidance a batch of conditional and unconditional."
-    if weight == 1: return net(x, sigma, conditions, past)
-    v, kv = net(torch.cat([x, x]), sigma, conditions, past)
+    if weight == 1: return net(x, sigma, conditions, past, backend=backend)
+    v, kv = net(torch.cat([x, x]), sigma, conditions, past, backend=backend)
     return cfg(*v.chunk(2), weight), kv
 
 class Stage:
     "One denoising step with a history of its own (or one it shares and only reads)."
     def __init__(self, net, config:SamplerConfig, step:int, history:History, commits:bool=True):
         self.net, self.config, self.step, self.history, self.commits = net, config, step, history, commits
-        self.sigma, self.next = config.levels[step], config.levels[step + 1]
+        self.sigma, self.next, self.level = config.levels[step], config.levels[step + 1], None
+    def look(self, x:Tensor, conditions:Conditions)->tuple:
+        "(velocity, what `History.append` keeps). A stream looks at its cache in place; with gradients, at a copy."
+        c = self.config
+        if torch.is_grad_enabled(): return guided(self.net, x, self.sigma, conditions, self.history.past(), c.weight, c.attention)
+        if self.level is None: self.level = self.net.level(self.sigma)      # once a stream
+        return guided(self.net, x, self.level, conditions, self.history.open(x.shape[2]), c.weight, c.attention)
     def __call__(self, x:Tensor, block:int, conditions:Conditions)->Tensor:
         "Latents (B, C, F, h, w) of a block at this step's level to the next level; commits the block's keys and values."
         c = self.config
-        v, kv = guided(self.net, x, self.sigma, conditions, self.history.past(), c.weight)
+        v, kv = self.look(x, conditions)
         if self.commits: self.history.append(kv)
         if c.solver == "euler" or self.next == 0: return euler_step(x, v, self.sigma, self.next)
         return renoise_step(x, v, self.sigma, self.next, block_noise(tuple(x.shape), c.seed, block, self.step + 1, x.device))
@@ -89,7 +98,7 @@ class BlockSampler:
     def __init__(self, net, latent:tuple, config:SamplerConfig=SamplerConfig()):
         self.net, self.latent, self.config = net, tuple(latent), config   # latent = (channels, height, width)
         patch = net.config.patch
-        make = lambda: History(latent[1] // patch[1], latent[2] // patch[2], config.window_frames, config.sink_place, config.rolling)
+        make = lambda: History(latent[1] // patch[1], latent[2] // patch[2], config.window_frames, config.sink_place, config.rolling, net.config.rope_scale, config.block_frames)
         own = config.policy == "timestep"
         shared = None if own else make()
         self.stages = [Stage(net, config, k, make() if own else shared, own) for k in range(config.steps)]
@@ -100,8 +109,13 @@ class BlockSampler:
         return [s.history for s in self.stages] if self.config.policy == "timestep" else [self.stages[0].history]
     def conditions(self, text)->Conditions:
         "Text of a stream; with guidance the empty sentence beside it."
-        c = self.net.conditions(text)
-        return c if self.config.weight == 1 else join(c, self.net.conditions([""] * c.text[0].k.shape[0]))
+        c = self.net.conditions(text, merge=True)
+        return c if self.config.weight == 1 else join(c, self.net.conditions([""] * c.text[0].k.shape[0], merge=True))
+    def hear(self, audio:Tensor, history:int=8, sink:Tensor=None)->Conditions:
+        "Everything that a block's steps look at besides latents and past: made once, for all of them."
+        sink = self.sink if sink is None else sink
+        if self.config.weight != 1: audio, sink = torch.cat([audio, torch.zeros_like(audio)]), torch.cat([sink, sink])
+        return self.net.refer(self.net.add_audio(self.text, audio, history, fold=True), sink, self.config.block_frames)
 
 # %% ../../nbs/40_stream.sampler.ipynb #48d0abf7
 from fastcore.basics import patch
@@ -113,6 +127,7 @@ def start(self:BlockSampler, sink:Tensor, text)->"BlockSampler":
     if tuple(sink.shape[1:]) != (self.latent[0], 1, *self.latent[1:]): raise ValueError(f"the sink must be one latent frame (B, {self.latent[0]}, 1, {self.latent[1]}, {self.latent[2]}), not {tuple(sink.shape)}")
     for h in self.histories: h.reset()
     self.number, self.first = 0, None
+    for s in self.stages: s.level = None    # the weights may have changed
     self.text = self.conditions([text] * len(sink) if isinstance(text, str) else text)
     return self.set_sink(sink)
 
@@ -143,8 +158,7 @@ def block(self:BlockSampler,
     if self.text is None: raise ValueError("the stream has not begun: call start(sink, text) first")
     c, b = self.config, len(audio)
     if c.refresh_at == self.number and self.first is not None: self.set_sink(self.first)
-    sound = audio if c.weight == 1 else torch.cat([audio, torch.zeros_like(audio)])
-    conditions = self.net.refer(self.net.add_audio(self.text, sound, history), self.sink if c.weight == 1 else torch.cat([self.sink, self.sink]), c.block_frames)
+    conditions = self.hear(audio, history)
     x = block_noise((b, self.latent[0], c.block_frames, *self.latent[1:]), c.seed, self.number, device=audio.device)
     for stage in self.stages: x = stage(x, self.number, conditions)
     self.remember(x, conditions)
@@ -160,7 +174,8 @@ def remember(self:BlockSampler, x0:Tensor, conditions:Conditions):
     level = c.fixed_level if c.policy == "fixed" else 0.
     noisy = x0 if level == 0 else add_noise(x0, block_noise(tuple(x0.shape), c.seed, self.number, c.steps + 1, x0.device), level)
     history = self.histories[0]
-    kv = guided(self.net, noisy, level, conditions, history.past(), c.weight)[1]
+    copy = c.policy == "channels" or torch.is_grad_enabled()    # there the keys are changed before they are kept
+    kv = guided(self.net, noisy, level, conditions, history.past() if copy else history.open(x0.shape[2]), c.weight, c.attention)[1]
     if c.policy == "channels":
         from liveavatar_nb.train.history import corrupt_cache
         kv = corrupt_cache(kv, generator=torch.Generator(x0.device).manual_seed(c.seed * 1_000_003 + self.number))
