@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TEXT_VOCAB', 'tokenize', 'TextEncoder', 'CausalConv1d', 'AudioTokens', 'AudioEncoder', 'Ear', 'cut_blocks',
            'AdaLayerNorm', 'AudioInjector', 'framepack_positions', 'FramePack', 'Conditions', 'window', 'tile_frames',
-           'join']
+           'join', 'merge_padding']
 
 # %% ../../nbs/26_model.conditions.ipynb #77e485c8
 import unicodedata
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .attention import CrossAttention
+from .attention import CrossAttention, Folded
 from .cache import LayerKV
 
 # %% ../../nbs/26_model.conditions.ipynb #0ee03d93
@@ -127,13 +127,13 @@ def cut_blocks(audio:Tensor, history:int, rows:int)->Tensor:
 
 # %% ../../nbs/26_model.conditions.ipynb #ff8f2c38
 class AdaLayerNorm(nn.Module):
-    "Layer norm whose shift and scale come from a vector, here the latent frame's global audio token."
+    "Layer norm whose shift and scale come from a vector, here the latent frame's global audio token (the official code calls it AdaIN)."
     def __init__(self, dim:int):
         super().__init__()
         self.linear = nn.Linear(dim, 2 * dim)
     def project(self, condition:Tensor)->tuple[Tensor, Tensor]: return self.linear(F.silu(condition)).chunk(2, -1)
     def forward(self, x:Tensor, shift:Tensor, scale:Tensor)->Tensor:
-        return (F.layer_norm(x.float(), x.shape[-1:], eps=1e-5) * (1 + scale) + shift).to(x.dtype)
+        return torch.addcmul(shift, F.layer_norm(x.float(), x.shape[-1:], eps=1e-5), 1 + scale).to(x.dtype)
 
 # %% ../../nbs/26_model.conditions.ipynb #b4084905
 class AudioInjector(nn.Module):
@@ -145,18 +145,20 @@ class AudioInjector(nn.Module):
     def project(self, a:int,
         glob:Tensor,    # (B, A, F, 1, dim) global tokens of A actors
         local:Tensor,   # (B, A, F, n, dim) local tokens
+        fold:bool=False, # multiply the layer's weights in (for streams: more work once, less in each step)
     )->tuple[LayerKV, tuple]: # keys and values (B, A, F, n, H, D); shift and scale (B, A, F, 1, dim)
         "Everything of injector `a` that does not depend on the picture: once per block, for all denoising steps."
-        return self.injector[a].project(local), self.injector_adain_layers[a].project(glob)
+        kv = self.injector[a].project(local)
+        return self.injector[a].fold(kv) if fold else kv, self.injector_adain_layers[a].project(glob)
     def forward(self, a:int,
         x:Tensor,               # (B, F, S, dim): S tokens per latent frame
-        kv:LayerKV, mod:tuple,  # from `project`
+        kv:LayerKV|Folded, mod:tuple,  # from `project`
         mask:Tensor|None=None,  # (B, A, F, S) weight of each actor at each token
         backend:str="auto",
     )->Tensor:                  # (B, F, S, dim) to be added to x
         size = kv.k.shape[:3]
         h = self.injector_adain_layers[a](x[:, None], *mod).flatten(0, 2)
-        y = self.injector[a](h, LayerKV(*(t.flatten(0, 2) for t in kv)), backend).unflatten(0, size)
+        y = self.injector[a](h, type(kv)(*(t.flatten(0, 2) for t in kv)), backend).unflatten(0, size)
         if mask is not None: y = y * mask[..., None].to(y.dtype)
         return y.sum(1) if size[1] > 1 or mask is not None else y[:, 0]
 
@@ -196,14 +198,18 @@ class Conditions:
     adain: list|None = None         # per injector: (shift, scale), each (B, A, F, 1, dim)
     pose: Tensor|None = None        # (B, F, S, dim): embedded pose latents
     actor_mask: Tensor|None = None  # (B, A, F, S): how much each actor's voice moves each token
+    text_bias: Tensor|None = None   # (B, 1, 1, rows), added to the scores of the text; see `merge_padding`
 
 # %% ../../nbs/26_model.conditions.ipynb #0f8c9848
+def _like(value, parts):
+    "Parts as the same kind of list or tuple as `value`."
+    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+
 def _each(value, f):
     "Apply f to every tensor of a nest of lists, tuples and LayerKV."
     if value is None: return None
     if isinstance(value, Tensor): return f(value)
-    parts = [_each(v, f) for v in value]
-    return LayerKV(*parts) if isinstance(value, LayerKV) else type(value)(parts)
+    return _like(value, [_each(v, f) for v in value])
 
 def window(c:Conditions, start:int, stop:int)->Conditions:
     "The conditions of latent frames start..stop-1 of a clip: text stays, sound and pose are cut."
@@ -219,11 +225,34 @@ def tile_frames(c:Conditions, times:int)->Conditions:
                    pose=_each(c.pose, tile(1)), actor_mask=_each(c.actor_mask, tile(2)))
 
 # %% ../../nbs/26_model.conditions.ipynb #fa64162c
+def _even(conditions)->list:
+    "Conditions with equally many rows of text: missing rows are added and shut."
+    sizes = [c.text[0].k.shape[1] for c in conditions]
+    if len(set(sizes)) == 1 and len({c.text_bias is None for c in conditions}) == 1: return list(conditions)
+    def fill(c, lack):
+        k = c.text[0].k
+        bias = k.new_zeros(len(k), 1, 1, k.shape[1]) if c.text_bias is None else c.text_bias
+        text = [LayerKV(*(F.pad(t, (0, 0, 0, 0, 0, lack)) for t in layer)) for layer in c.text]
+        return replace(c, text=text, text_bias=F.pad(bias, (0, lack), value=-torch.inf))
+    return [fill(c, max(sizes) - n) for c, n in zip(conditions, sizes)]
+
 def join(*conditions:Conditions)->Conditions:
     "Several conditions as one batch, e.g. conditional and unconditional for guidance."
     def cat(*v):
         if v[0] is None: return None
-        if isinstance(v[0], Tensor): return torch.cat(v)
-        parts = [cat(*p) for p in zip(*v)]
-        return LayerKV(*parts) if isinstance(v[0], LayerKV) else type(v[0])(parts)
+        return torch.cat(v) if isinstance(v[0], Tensor) else _like(v[0], [cat(*p) for p in zip(*v)])
+    conditions = _even(conditions)
     return Conditions(**{f.name: cat(*(getattr(c, f.name) for c in conditions)) for f in fields(Conditions)})
+
+# %% ../../nbs/26_model.conditions.ipynb #cf187ffc
+def merge_padding(
+    rows:Tensor,    # (B, L, C) of text, before they are embedded; the padding at the end is zero
+)->tuple[Tensor, Tensor]: # (B, M, C) with one row for all the padding, and (B, 1, 1, M) to be added to the scores
+    "Text without repeated padding rows: the one that is left counts as many."
+    b, total, _ = rows.shape
+    at = torch.arange(1, total + 1, device=rows.device)
+    real = ((rows != 0).any(-1) * at).amax(1)               # (B,): rows up to the last one that is not zero
+    m = min(total, int(real.max()) + 1)
+    place, padding = at[None, :m] - 1, (total - real)[:, None].float()
+    bias = torch.where(place < real[:, None], 0., torch.where(place == real[:, None], padding.log(), -torch.inf))
+    return rows[:, :m], bias[:, None, None].to(rows.dtype)

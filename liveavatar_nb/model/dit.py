@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .attention import CrossAttention, Folded, SelfAttention
-from .cache import LayerKV, Past, moved
+from .cache import LayerKV, Past, shift_frames
 from .conditions import AudioEncoder, AudioInjector, Conditions, Ear, FramePack, TextEncoder, cut_blocks, merge_padding, tokenize
 from .rope import grid_positions, rope_angles, rope_split
 
@@ -269,6 +269,7 @@ def prefill(self:DiT,
     conditions:Conditions,      # only the text is used
     motion:Tensor|None=None,    # (B, C, T, h, w) past latents for FramePack, or None
     hidden:bool=False,          # also return the hidden states after the last block
+    backend:str="auto",         # attention back end
 )->tuple: # [LayerKV per layer], offsets (n, 3) from the sink's anchor [, hidden (B, n, D)]
     "Keys and values of the sink: time 0, all sink tokens see each other, no sound. With gradient, if gradients are on."
     if motion is not None and not self.config.framepack: raise ValueError("this network has no FramePack: leave motion out")
@@ -284,7 +285,7 @@ def prefill(self:DiT,
         if len(kvs) == len(self.blocks) - 1 and not hidden:  # the last block's keys are all that is left to do
             kvs.append(block.self_attn.project(modulate(x, *block.vectors(e0)[:2], block.eps)))
         else:
-            x, kv = block(x, e0, text, angles, bias=conditions.text_bias)
+            x, kv = block(x, e0, text, angles, None, None, backend, conditions.text_bias)
             kvs.append(kv)
     return (kvs, offsets, x) if hidden else (kvs, offsets)
 
@@ -295,8 +296,8 @@ def _check(self:DiT, x:Tensor, c:Conditions, past:Past|None):
     if x.shape[1] != self.config.in_channels: raise ValueError(f"latents with {x.shape[1]} channels: this network takes (B, {self.config.in_channels}, F, h, w)")
     if c.audio is not None and c.audio[0].k.shape[2] != x.shape[2]:
         raise ValueError(f"{c.audio[0].k.shape[2]} latent frames of sound for {x.shape[2]} of latents: cut them with window")
-    if past is not None and past.origin is not None and past.scale != self.config.rope_scale:
-        raise ValueError(f"the past was rotated with scale {past.scale:g}, this network has rope_scale {self.config.rope_scale:g}: give History scale=")
+    if past is not None and past.room and past.scale != self.config.rope_scale:
+        raise ValueError(f"the room was rotated with scale {past.scale:g}, this network has rope_scale {self.config.rope_scale:g}: give History scale=")
     batches = {"text": c.text[0].k, "sound": c.audio and c.audio[0].k, "past": past and past.kv[0].k}
     for name, t in batches.items():
         if t is not None and len(t) != len(x): raise ValueError(f"{name} for a batch of {len(t)}, latents for {len(x)}: make them equal, e.g. with join or repeat")
@@ -314,6 +315,7 @@ def forward(self:DiT,
 )->tuple: # velocity (B, C, F, h, w), [LayerKV per layer] of the tokens of x; or the room, in which they now are
     "One look at the latents: the velocity noise - data, and keys and values that the caller may keep. Writes nothing but the room it is given."
     self._check(x, conditions, past)
+    if past is not None and not past.room and past.scale != self.config.rope_scale: past = past.unturned()
     f, h, w = x.shape[2:]
     grid, c = (h // self.config.patch[1], w // self.config.patch[2]), conditions
     level = sigma if isinstance(sigma, Level) else self.level(sigma)
@@ -337,7 +339,7 @@ def _places(self:DiT, past:Past|None, frames:Tensor|None, f:int, *grid):
     device = self.head.modulation.device
     own = grid_positions(torch.arange(f, device=device) if frames is None else frames.to(device), *grid)
     if past is None: return self.angles(own)
-    return self.angles(torch.cat([past.positions.to(own), own]) if past.origin is None else moved(own, past.origin))
+    return self.angles(torch.cat([past.positions.to(own), own]) if past.origin is None else shift_frames(own, past.origin))
 
 # %% ../../nbs/27_model.dit.ipynb #f3d0cee2
 def sink_past(

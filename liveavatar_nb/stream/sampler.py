@@ -136,7 +136,7 @@ def start(self:BlockSampler, sink:Tensor, text)->"BlockSampler":
 def set_sink(self:BlockSampler, sink:Tensor)->"BlockSampler":
     "Exchange the sink; the window stays, nothing flashes."
     self.sink = sink
-    kv, offsets = self.net.prefill(sink if self.config.weight == 1 else torch.cat([sink, sink]), self.text)
+    kv, offsets = self.net.prefill(sink if self.config.weight == 1 else torch.cat([sink, sink]), self.text, backend=self.config.attention)
     for h in self.histories: h.set_sink(kv, offsets)
     return self
 

@@ -66,9 +66,9 @@ def attention_shares(
     out = []
     def look(module, args):
         h, (cos, sin), old = args[:3]
-        new, n = module.project(h), h.shape[1]
-        k = new.k if old is None else torch.cat([old.k.to(new.k.dtype), new.k], 1)
-        q, k = rotate(module.query(h), cos[-n:], sin[-n:]).float(), rotate(k, cos, sin).float()
+        new, n = module.project(h), h.shape[1]; m = len(cos) - n     # m > 0: the past is not rotated yet
+        q, k = rotate(module.query(h), cos[m:], sin[m:]).float(), rotate(new.k, cos[m:], sin[m:]).float()
+        if old is not None: k = torch.cat([(rotate(old.k, cos[:m], sin[:m]) if m else old.k).float(), k], 1)
         p = torch.softmax(torch.einsum("bnhd,bmhd->bhnm", q, k) / q.shape[-1] ** .5, -1).mean((0, 2))
         s = past.sink_tokens if past is not None else 0
         out.append(torch.stack([p[:, :s].sum(1), p[:, s:-n].sum(1), p[:, -n:].sum(1)], 1))
