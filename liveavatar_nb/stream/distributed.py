@@ -376,6 +376,7 @@ def load(self:Engine):
     if self.mine:
         self.sampler = BlockSampler(load_dit(c).to(self.device), p.latent, self.sampler_config)
         self.dit, self.prompt = self.sampler.net, self.sampler.conditions([self.text])
+        self.sampler.text = self.prompt
         self.stages = {k: self.sampler.stages[k] for k in self.mine}   # the other stages stay empty
     self.parameters = {part: sum(x.numel() for x in net.parameters()) for part in ("dit", "vae") if (net := getattr(self, part, None)) is not None}
 
@@ -406,10 +407,7 @@ def step(self:Engine, job):
 @patch
 def hear(self:Engine, block:int):
     "A block's conditions: its sound, and with guidance the silent twin beside it."
-    sound = self.sound.block(block).to(self.device)
-    sink = self.sink
-    if self.sampler_config.weight != 1: sound, sink = torch.cat([sound, torch.zeros_like(sound)]), torch.cat([sink, sink])
-    return self.dit.refer(self.dit.add_audio(self.prompt, sound, AUDIO_HISTORY), sink, self.preset.block_frames)
+    return self.sampler.hear(self.sound.block(block).to(self.device), AUDIO_HISTORY, self.sink)
 
 @patch
 def noise(self:Engine, block:int)->torch.Tensor:
