@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'LAYOUTS', 'block_step_flops', 'on_device', 'tiny_preset', 'Steady', 'wait', 'seconds', 'peak_gb',
-           'product_tflops', 'has_fp8', 'part_card', 'compiled', 'eager', 'kernels', 'where_time_goes', 'measure',
+           'product_tflops', 'part_card', 'compiled', 'eager', 'kernels', 'where_time_goes', 'measure',
            'frames_convolution', 'decode_seconds', 'vae_parts', 'part_nano_stream', 'part_nano_train', 'implied',
            'part_throughput', 'Report', 'Network', 'about', 'bench_gpu', 'main']
 
-# %% ../../nbs/63_wan.gpu.ipynb #221fb6f7
+# %% ../../nbs/63_wan.gpu.ipynb #3250aef3
 import json, os, re, statistics, subprocess, sys, time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -22,7 +22,7 @@ from ..model.cache import History
 from ..model.dit import DiT, DiTConfig
 from ..model.presets import OFFICIAL_DIT, Preset, preset as get_preset
 from ..model.vae import VAEConfig, VideoVAE
-from .quantize import quantize_fp8, to_fp8
+from .quantize import has_fp8, quantize, to_fp8
 
 # %% ../../nbs/63_wan.gpu.ipynb #c742a384
 def block_step_flops(c:DiTConfig, tokens:int, keys:int)->dict:
@@ -97,7 +97,7 @@ def peak_gb(device, reset:bool=False)->float|None:
     if reset: torch.cuda.reset_peak_memory_stats()
     return round(torch.cuda.max_memory_allocated() / 1e9, 2)
 
-# %% ../../nbs/63_wan.gpu.ipynb #70804236
+# %% ../../nbs/63_wan.gpu.ipynb #70b54b67
 def product_tflops(m:int, k:int, n:int, device, dtype)->float:
     "TFLOP/s of (m, k) x (k, n) on random numbers; float8 with a scale per row."
     a, b = (torch.randn(s, device=device).to(torch.bfloat16 if dtype == torch.float8_e4m3fn else dtype) for s in ((m, k), (n, k)))
@@ -106,10 +106,6 @@ def product_tflops(m:int, k:int, n:int, device, dtype)->float:
         call = lambda: torch._scaled_mm(a, b.t(), scale_a=s, scale_b=t.mT.contiguous(), out_dtype=torch.bfloat16, use_fast_accum=True)
     else: call = lambda: a @ b.t()
     return round(2 * m * k * n / seconds(call, device, 10, 3) / 1e12, 3)
-
-def has_fp8(device)->bool:
-    "Does the card multiply float8? (Ada, Hopper and later.)"
-    return torch.device(device).type == "cuda" and torch.cuda.get_device_capability() >= (8, 9)
 
 def part_card(p:Preset, device, dtype)->dict:
     "Name, memory and measured ceilings of the device."
@@ -292,7 +288,7 @@ class Report:
         temporary.write_text(json.dumps(self.about | dict(result=self.figures), indent=1) + "\n")
         os.replace(temporary, self.path)
 
-# %% ../../nbs/63_wan.gpu.ipynb #7319a871
+# %% ../../nbs/63_wan.gpu.ipynb #6217b1b7
 class Network:
     "The large network over the parts that measure it: made, in 16 bits, without motion tokens, in 8 bits, gone."
     def __init__(self, p:Preset, device, dtype, backend:str="inductor"):
@@ -314,7 +310,7 @@ class Network:
         self.begin(motion=False); out = self.measured("compiled", attention); self.begin()
         return out
     def in_8_bits(self, attention)->dict:
-        if not self.eights: self.eights = quantize_fp8(self.net); self.begin()
+        if not self.eights: self.eights = quantize(self.net, "float8"); self.begin()
         return self.measured("compiled", attention) | dict(layers=self.eights)
     def free(self):
         self.net = self.steady = None
