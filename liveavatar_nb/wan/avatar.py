@@ -147,7 +147,7 @@ class OfficialStream(AvatarStream):
         self.prompt = clean_prompt(prompt, 2000)
         with torch.inference_mode(): self.sampler.set_text(self.prompt)
 
-# %% ../../nbs/64_wan.avatar.ipynb #c4edc83b
+# %% ../../nbs/64_wan.avatar.ipynb #fa40f0e2
 class OfficialAvatar(LiveAvatar):
     "The official release, ready to stream: `OfficialAvatar.from_folder(ckpt).stream(picture, prompt)`."
     def __init__(self, dit, vae, text:TextReader, ears:SoundReader):
@@ -157,12 +157,12 @@ class OfficialAvatar(LiveAvatar):
         "Load the folder of the official release; `precision`: float32, bfloat16, float8 or int8 (the large layers' weights)."
         kinds = dict(float32=torch.float32, bfloat16=torch.bfloat16, float8=torch.bfloat16, int8=torch.bfloat16)
         if precision not in kinds: raise ValueError(f"unknown precision {precision!r}: use {', '.join(kinds)}")
-        if not find_folder(path).wan.exists(): raise CheckpointError(f"{path} is not there")
         dtype = kinds[precision] if torch.device(device).type != "cpu" or precision == "bfloat16" else torch.float32
-        ears, text = SoundReader(path, device), TextReader(path, "cpu", torch.float32 if device == "cpu" else torch.bfloat16)
         dit = load_dit(path, device, dtype, lora)
+        ears, text = SoundReader(path, device), TextReader(path, "cpu", torch.float32 if device == "cpu" else torch.bfloat16, dit.config.text_len)
         if precision in ("float8", "int8"): quantize(dit, precision)
         if ears.width != dit.config.audio_dim or ears.layers != dit.config.audio_layers: raise CheckpointError(f"{path}: the sound encoder gives {ears.layers} x {ears.width} numbers, the network wants {dit.config.audio_layers} x {dit.config.audio_dim}")
+        if text.net.config.d_model != dit.config.text_dim: raise CheckpointError(f"{path}: the text encoder gives rows of {text.net.config.d_model} numbers, the network wants {dit.config.text_dim}")
         return cls(dit, load_vae(path, device, torch.float32 if dtype == torch.float32 else torch.bfloat16), text, ears)
     def stream(self, image, prompt:str="", seed:int=0, steps:int=None, guidance:float=None, size=None, compat:str="", sound=None, **settings)->OfficialStream:
         "Begin a stream. `size`: (height, width), default from the picture; `compat='official'`: the released pipeline's ways, needs `sound`, all samples."

@@ -19,8 +19,10 @@ from ..model.dit import DiT, DiTConfig, rename
 from ..model.presets import OFFICIAL_DIT, PresetError
 from ..model.vae import VAEConfig, VideoVAE
 
-# %% ../../nbs/60_wan.checkpoint.ipynb #a54b49a6
-class CheckpointError(PresetError): "A folder or file of official weights can't be used; the message names the file and the key."
+# %% ../../nbs/60_wan.checkpoint.ipynb #0e8162ae
+class CheckpointError(PresetError):
+    "A folder or file of official weights can't be used; the message names the file and the key."
+    exit_code = 2
 
 WAN, LORA, VAE = "Wan2.2-S2V-14B", "LiveAvatar/liveavatar.safetensors", "Wan2.1_VAE"
 
