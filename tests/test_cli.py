@@ -28,7 +28,7 @@ class Stream:
         if self.n: yield from self.push(np.zeros(7680 - self.n, np.float32))
 class LiveAvatar:
     @classmethod
-    def from_pretrained(cls, preset, precision):
+    def from_pretrained(cls, preset, precision, device):
         if preset != "toy": raise ValueError(f"unknown preset {preset!r}: use toy")
         return cls()
     def stream(self, image, prompt="", seed=0, steps=4): return Stream()

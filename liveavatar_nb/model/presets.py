@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['OFFICIAL_DIT', 'PRESETS', 'WEIGHTS', 'KINDS', 'PresetError', 'Preset', 'preset', 'build', 'eight_bits',
-           'save_weights', 'find_weights', 'read_weights', 'load_weights', 'card_of']
+           'save_weights', 'find_weights', 'WeightsFile', 'read_weights', 'load_weights', 'put_tensor', 'device_of',
+           'number_type', 'card_of']
 
 # %% ../../nbs/28_model.presets.ipynb #82f971d8
 import json, os
@@ -93,29 +94,79 @@ def find_weights(name)->Path:
     shipped = ", ".join(sorted(p.stem for p in WEIGHTS.glob("*.safetensors"))) or "none"
     raise PresetError(f"no weights {str(name)!r}: give a file or one of the shipped ones ({shipped})")
 
+class WeightsFile:
+    "An open weights file: tensors are read one by one, so that never more than one is held twice."
+    def __init__(self, name):
+        from safetensors import SafetensorError, safe_open
+        self.path = find_weights(name)
+        try: self.file = safe_open(self.path, "pt")
+        except (SafetensorError, OSError, ValueError) as e:
+            raise PresetError(f"{self.path.name} is damaged or not a safetensors file ({e}): fetch it again") from e
+        keys = list(self.file.keys())
+        self.header, self.scaled = self.file.metadata() or {}, {k.removesuffix(".scale") for k in keys if k.endswith(".scale")}
+        self.names = [k for k in keys if not k.endswith(".scale")]
+    def shape(self, name:str)->tuple: return tuple(self.file.get_slice(name).get_shape())
+    def tensor(self, name:str)->Tensor:
+        "In float32; eight-bit matrices multiplied out."
+        try: t = self.file.get_tensor(name).float()
+        except Exception as e: raise PresetError(f"{self.path.name}: {name} can't be read ({e}): fetch the file again") from e
+        return t * self.file.get_tensor(f"{name}.scale").reshape(-1, *(1,) * (t.ndim - 1)) if name in self.scaled else t
+
 def read_weights(name)->tuple[dict, dict]:
     "(tensors, header) of a weights file; a damaged file gives one clear line."
-    from safetensors import SafetensorError, safe_open
-    path = find_weights(name)
-    try:
-        with safe_open(path, "pt") as f: tensors, header = {k: f.get_tensor(k).float() for k in f.keys()}, f.metadata() or {}
-    except (SafetensorError, OSError, ValueError) as e:
-        raise PresetError(f"{path.name} is damaged or not a safetensors file ({e}): fetch it again") from e
-    scales = {k.removesuffix(".scale"): tensors.pop(k) for k in list(tensors) if k.endswith(".scale")}
-    for k, s in scales.items(): tensors[k] *= s.reshape(-1, *(1,) * (tensors[k].ndim - 1))
-    return tensors, header
+    f = WeightsFile(name)
+    return {k: f.tensor(k) for k in f.names}, f.header
 
-def load_weights(name, network:nn.Module=None)->nn.Module:
-    "Load a weights file into `network`, or into a new one built from the config in its header; in evaluation mode."
-    tensors, header = read_weights(name)
+# %% ../../nbs/28_model.presets.ipynb #4af0476f
+def load_weights(
+    name,                       # file, or a name that is shipped
+    network:nn.Module=None,     # load into this one; None = a new one, built from the config in the file's header
+    device="cpu",               # of a new network
+    dtype=torch.float32,        # of a new network's weights; or a function of the weight's name
+)->nn.Module:                   # in evaluation mode
+    "A network with the weights of a file. `PresetError` names file and key of the first misfit."
+    f = WeightsFile(name)
     if network is None:
-        if header.get("kind") not in KINDS: raise PresetError(f"{Path(str(name)).name} doesn't say what it is: it was not written by save_weights")
-        make, config = KINDS[header["kind"]]
-        values = json.loads(header["config"])
-        network = make(config(**{f.name: tuple(values[f.name]) if isinstance(values[f.name], list) else values[f.name] for f in fields(config) if f.name in values}))
-    try: network.load_state_dict(tensors)
-    except RuntimeError as e: raise PresetError(f"{Path(str(name)).name} belongs to another network: check the preset") from e
+        if f.header.get("kind") not in KINDS: raise PresetError(f"{f.path.name} doesn't say what it is: it was not written by save_weights")
+        make, config = KINDS[f.header["kind"]]
+        values = json.loads(f.header["config"])
+        values = {a.name: tuple(v) if isinstance(v := values[a.name], list) else v for a in fields(config) if a.name in values}
+        with torch.device("meta"): network = make(config(**values), **(dict(init=False) if make is DiT else {}))
+    own = network.state_dict()
+    for what, names in (("lacks", own.keys() - set(f.names)), ("has an unknown", set(f.names) - own.keys()),
+                        ("has another shape of", {k for k in own.keys() & set(f.names) if tuple(own[k].shape) != f.shape(k)})):
+        if names: raise PresetError(f"{f.path.name} belongs to another network: it {what} {min(names)} ({len(names)} such): check the preset")
+    for k in f.names: put_tensor(network, k, f.tensor(k), device, dtype(k) if callable(dtype) else dtype)
     return network.eval()
+
+@torch.no_grad()
+def put_tensor(network:nn.Module, name:str, value:Tensor, device, dtype:torch.dtype):
+    "Give one parameter or buffer its value; one on the meta device is made, another one is written to and stays what it is."
+    path, _, leaf = name.rpartition(".")
+    owner = network.get_submodule(path); old = getattr(owner, leaf)
+    if not old.is_meta: old.copy_(value); return
+    new = value.to(device, dtype if value.is_floating_point() else None)
+    setattr(owner, leaf, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+
+# %% ../../nbs/28_model.presets.ipynb #e4dbc1ef
+def device_of(name="auto")->torch.device:
+    "The device for a name: cpu, cuda, cuda:1, or auto, which takes a GPU if there is one. One meaning everywhere."
+    if isinstance(name, torch.device): return name
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto": return torch.device("cuda" if gpus else "cpu")
+    try: device = torch.device(name)
+    except RuntimeError: raise ValueError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and (device.index or 0) >= gpus: raise ValueError(f"device {name}: PyTorch sees {gpus or 'no'} GPU{'s' * (gpus != 1)} here: use cpu, or auto")
+    return device
+
+def number_type(precision:str="auto", device="cpu")->torch.dtype:
+    "The type of the weights for a precision: float32, bfloat16, or auto: bfloat16 where the device multiplies it in hardware (GPUs since Ampere, processors with AMX)."
+    if isinstance(precision, torch.dtype): return precision
+    if precision == "auto":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0) if torch.device(device).type == "cuda" else torch.cpu.get_capabilities().get("amx_bf16")
+        precision = "bfloat16" if fast else "float32"
+    if precision not in ("float32", "bfloat16"): raise ValueError(f"unknown precision {precision!r}: use float32, bfloat16 or auto")
+    return getattr(torch, precision)
 
 # %% ../../nbs/28_model.presets.ipynb #2da9100b
 def card_of(name)->dict:
