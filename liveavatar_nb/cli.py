@@ -94,16 +94,17 @@ def pieces(samples, size=7680):
     for i in range(0, len(samples), size): yield samples[i:i + size]
 
 # %% ../nbs/46_cli.ipynb #f4cf02ee
-def begin(preset:str, ckpt, precision:str, samples, image, compat:str="", size:str=None, **options):
+def begin(preset:str, ckpt, precision:str, samples, image, compat:str="", size:str=None, device:str="auto", **options):
     "The stream that a film comes from: a shipped preset's, or with `ckpt` that of the official release in this folder."
     official = preset.startswith("wan-")
     if official != (ckpt is not None): raise ValueError(f"{preset} needs --ckpt FOLDER, the official release's" if official else f"--ckpt is for wan-s2v-14b, not for {preset}")
     if not official and (compat or size): raise ValueError("--compat and --size are for wan-s2v-14b with --ckpt")
     if official:
+        from liveavatar_nb.model.presets import device_of
         from liveavatar_nb.wan.avatar import OfficialAvatar
-        return OfficialAvatar.from_folder(ckpt, precision=precision).stream(image, compat=compat, size=size, sound=samples if compat else None, **options)
+        return OfficialAvatar.from_folder(ckpt, precision=precision, device=str(device_of(device))).stream(image, compat=compat, size=size, sound=samples if compat else None, **options)
     from liveavatar_nb.stream.avatar import LiveAvatar
-    return LiveAvatar.from_pretrained(preset, precision=precision).stream(image, **options)
+    return LiveAvatar.from_pretrained(preset, precision=precision, device=device).stream(image, **options)
 
 # %% ../nbs/46_cli.ipynb #cb6c736d
 def generate(
@@ -116,6 +117,7 @@ def generate(
     seed:int=0,
     progress:bool=False, # a bar on stderr
     precision:str="float32", # bfloat16, or auto: see LiveAvatar.from_pretrained
+    device:str="auto", # cpu, cuda, cuda:1; auto: a GPU if there is one
     ckpt:str|Path|None=None, # folder of the official release, for wan-s2v-14b
     **options, # steps, guidance: passed on to LiveAvatar.stream; with ckpt also compat and size
 )->dict: # seconds, frames, fps, ttff_s, files, ...
@@ -125,7 +127,7 @@ def generate(
     from liveavatar_nb.stream.film import Thumbnails, check_writable, save_image
     from liveavatar_nb.stream.writer import VideoWriter
     outdir, start = check_writable(outdir), time.perf_counter()
-    stream = begin(preset, ckpt, precision, samples, str(image), prompt=text, seed=seed, **options)
+    stream = begin(preset, ckpt, precision, samples, str(image), prompt=text, seed=seed, device=device, **options)
     loaded, writer, thumbs, first = time.perf_counter(), None, Thumbnails(), None
     n_frames, done = -(-len(samples) // 640), 0
     def clips():
@@ -226,7 +228,8 @@ def _generate(
     seed:Annotated[int, typer.Option(help="same seed, same video")]=0,
     steps:Annotated[Optional[int], typer.Option(help="denoising steps a block (default: the preset's)")]=None,
     guidance:Annotated[Optional[float], typer.Option(help="guidance weight, 1 is off (default: the preset's)")]=None,
-    precision:Annotated[str, typer.Option(help="float32 | bfloat16 | auto: bfloat16 where the processor is fast at it; wan-s2v-14b also float8 | int8")]="float32",
+    precision:Annotated[str, typer.Option(help="float32 | bfloat16 | auto: bfloat16 where the device is fast at it; wan-s2v-14b also float8 | int8")]="float32",
+    device:Annotated[str, typer.Option(help="auto | cpu | cuda | cuda:1; auto takes a GPU if there is one")]="auto",
     ckpt:Annotated[Optional[Path], typer.Option(help="wan-s2v-14b: the official release's folder")]=None,
     compat:Annotated[str, typer.Option(help="wan-s2v-14b: official = the released pipeline's ways, quirks and all")]="",
     size:Annotated[Optional[str], typer.Option(help="wan-s2v-14b: WIDTHxHEIGHT, multiples of 16 (default: from the picture)")]=None,
@@ -237,11 +240,12 @@ def _generate(
     "Turn a portrait, a voice and a sentence into a talking video."
     if resume and not tpp: raise ValueError("--resume is for runs with --tpp: give both")
     if tpp and guidance is not None: raise ValueError("--guidance can't be used with --tpp: the weights' own is used")
+    if tpp and device != "auto": raise ValueError("--device can't be used with --tpp: give it to torchrun -m liveavatar_nb.stream.distributed")
     if tpp and precision != "float32": raise ValueError("--precision can't be used with --tpp: its stages work in float32")
     if tpp and ckpt: raise ValueError("--ckpt can't be used with --tpp: the pipeline runs shipped presets")
     options = {k: v for k, v in dict(steps=steps, guidance=guidance, ckpt=ckpt, compat=compat or None, size=size).items() if v is not None}
     if tpp: report = generate_tpp(tpp, audio, image, text, outdir, name, preset, seed, steps or 4, resume)
-    else: report = generate(audio, image, text, outdir, name, preset, seed, progress=sys.stderr.isatty(), precision=precision, **options)
+    else: report = generate(audio, image, text, outdir, name, preset, seed, progress=sys.stderr.isatty(), precision=precision, device=device, **options)
     if json: write_json(json, record(report, _argv))
     if str(json) != "-": print(f"{report['video']}: {report['seconds']:.2f} s, {report['fps']:.1f} frames/s, first frame after {report['first_frame_s']:.2f} s")
 
