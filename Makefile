@@ -59,8 +59,9 @@ export: $(DEV)  ## notebooks -> package
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 
-readme: $(DEV)  ## nbs/index.ipynb -> README.md
+readme: $(DEV)  ## nbs/index.ipynb -> README.md, results/ -> docs/results.md
 	$(BIN)/python tools/mkreadme.py
+	$(BIN)/python tools/mkresults.py
 
 clean:  ## remove what was built (keeps .venv and .venv-book)
 	rm -rf build dist *.egg-info outputs _proc _docs _book .pytest_cache

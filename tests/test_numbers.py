@@ -9,6 +9,7 @@ root = Path(__file__).resolve().parents[1]
 if not (root / "tools" / "quoted.py").exists():
     pytest.skip("no sources here", allow_module_level=True)
 sys.path.insert(0, str(root / "tools"))
+import mkresults  # noqa: E402
 import quoted  # noqa: E402
 
 BARE = 5   # paragraphs that stand beside a record and tie no figure to it: may only become fewer
@@ -49,3 +50,14 @@ def test_a_place_that_holds_no_number_is_an_error(record, place):
 def test_bare_figures_are_seen():
     assert quoted.bare("0.83 ([record](../results/x.json))") and not quoted.bare("0.83<!--results/x.json:a--> ([record](../results/x.json))")
     assert not quoted.bare("three ([record](../results/x.json))")
+
+
+def test_the_page_of_results_is_built_from_the_records():
+    assert mkresults.page.read_text(encoding="utf-8") == mkresults.build(), "run `make readme` and commit docs/results.md"
+
+
+def test_the_moving_picture_is_not_older_than_the_weights():
+    import mkpicture
+    made = json.loads(mkpicture.note.read_text())
+    assert mkpicture.picture.stat().st_size > 50_000
+    assert made["weights"] == mkpicture.hashes(made["preset"]), "new weights: run `python tools/mkpicture.py` and commit"
