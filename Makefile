@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab book export readme clean distclean
+.PHONY: help demo test lab speedrun book export readme clean distclean
 .DELETE_ON_ERROR:
 
 BIN := .venv/bin
@@ -42,6 +42,9 @@ test: $(DEV)  ## every test there is
 	OMP_NUM_THREADS=1 timeout -k 10 1500 $(BIN)/nbdev_test --n_workers 2 --timing --do_print
 	$(BIN)/python tools/check_wheel.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests
+
+speedrun: $(RUN)  ## train everything at pico size from nothing, eight hours on two cores: results/speedrun.json
+	$(BIN)/liveavatar-nb bench speedrun --json results/speedrun.json
 
 lab: $(DEV)  ## open the book in JupyterLab, at the live demo
 	$(BIN)/jupyter lab nbs/91_demo.ipynb
