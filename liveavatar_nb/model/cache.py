@@ -32,7 +32,7 @@ class LayerRoom(NamedTuple):
     def write(self, k:Tensor, v:Tensor)->tuple[Tensor, Tensor]:
         "All keys and values, the block's own included."
         for whole, own in ((self.k, k), (self.v, v)):
-            if self.span and not torch.compiler.is_compiling(): whole[:, slice(*self.span)] = own
+            if not torch.compiler.is_compiling() and self.span: whole[:, slice(*self.span)] = own
             else: whole.index_copy_(1, self.slots, own.to(whole.dtype))
         return self.k.to(k.dtype), self.v.to(v.dtype)
 

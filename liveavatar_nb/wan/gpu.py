@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'LAYOUTS', 'block_step_flops', 'on_device', 'tiny_preset', '
            'frames_convolution', 'decode_seconds', 'vae_parts', 'part_nano_stream', 'part_nano_train', 'implied',
            'part_throughput', 'Report', 'Network', 'about', 'bench_gpu', 'main']
 
-# %% ../../nbs/63_wan.gpu.ipynb #3250aef3
+# %% ../../nbs/63_wan.gpu.ipynb #cee28028
 import json, os, re, statistics, subprocess, sys, time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -22,16 +22,16 @@ from ..model.cache import History
 from ..model.dit import DiT, DiTConfig
 from ..model.presets import OFFICIAL_DIT, Preset, preset as get_preset
 from ..model.vae import VAEConfig, VideoVAE
+from ..stream.sampler import SamplerConfig, Stage
 from .quantize import has_fp8, quantize, to_fp8
 
-# %% ../../nbs/63_wan.gpu.ipynb #c742a384
-def block_step_flops(c:DiTConfig, tokens:int, keys:int)->dict:
-    "Operations of one forward pass over `tokens` that look at `keys` (their own included): linear layers and attention."
-    d, n = c.dim, len(c.inject_layers)
-    area = c.patch[1] * c.patch[2]
-    patches = 2 * tokens * d * area * (c.in_channels + c.out_channels)
-    linear = 2 * tokens * (c.layers * (6 * d * d + 2 * d * c.ffn_dim) + n * 2 * d * d) + patches
-    attention = 4 * tokens * d * (c.layers * (keys + c.text_len) + n * (c.audio_tokens + 1))
+# %% ../../nbs/63_wan.gpu.ipynb #bbad63fd
+def block_step_flops(c:DiTConfig, tokens:int, keys:int, text:int=None)->dict:
+    "Operations of one look over `tokens` that see `keys` (their own included) and `text` rows, with folded sound: linear layers and attention."
+    d, n, text = c.dim, len(c.inject_layers), c.text_len if text is None else text
+    patches = 2 * tokens * d * c.patch[1] * c.patch[2] * (c.in_channels + c.out_channels)
+    linear = 2 * tokens * (c.layers * (6 * d * d + 2 * d * c.ffn_dim) + n * d * d) + patches
+    attention = 4 * tokens * d * (c.layers * (keys + text) + n * c.heads * (c.audio_tokens + 1))
     return dict(linear=linear, attention=attention, total=linear + attention)
 
 # %% ../../nbs/63_wan.gpu.ipynb #401a4ee4
@@ -48,35 +48,35 @@ def on_device(make, device, dtype=torch.bfloat16, seed:int=0)->nn.Module:
     for b in net.buffers(): b.fill_(1.)
     return net
 
-# %% ../../nbs/63_wan.gpu.ipynb #72be7ad7
+# %% ../../nbs/63_wan.gpu.ipynb #a1d1bd6b
 def tiny_preset()->Preset:
     "The official network's structure at a size for tests on a CPU."
     dit = replace(OFFICIAL_DIT, dim=64, ffn_dim=128, heads=2, layers=3, text_dim=32, text_len=16, audio_layers=3, audio_dim=24, inject_layers=(0, 2))
     return Preset("wan-s2v-14b at tiny size", (128, 128), dit, VAEConfig.tiny_golden())
 
 class Steady:
-    "A network in the middle of a stream: sink, full window, the conditions of a block. Calling it is one block-step: look, move the latents, commit."
-    def __init__(self, net:DiT, p:Preset, motion:bool=True):
+    "A stage in the middle of a stream: sink, full window, the conditions of a block. Calling it is one block-step: look, move the latents, commit."
+    def __init__(self, net:DiT, p:Preset, motion:bool=True, words:int=128):
         c, (z, h, w), like = net.config, p.latent, next(net.parameters())
         random = lambda *shape: torch.randn(shape, device=like.device, dtype=like.dtype)
         self.net, self.x, self.p = net, random(1, z, p.block_frames, h, w), p
-        self.sigma, self.step = torch.tensor(.75, device=like.device), torch.tensor(-.25, device=like.device)
-        text = net.conditions([random(c.text_len, c.text_dim)])
-        self.conditions = net.add_audio(text, random(1, c.audio_layers, p.frames_per_block, c.audio_dim))
-        self.history = History(h // c.patch[1], w // c.patch[2], p.window_frames, c.sink_distance)
-        self.history.set_sink(*net.prefill(random(1, z, 1, h, w), text, random(1, z, 19, h, w) if motion else None))
+        with torch.no_grad():
+            text = net.conditions([random(min(words, c.text_len - 1), c.text_dim)], merge=True)
+            self.conditions = net.add_audio(text, random(1, c.audio_layers, p.frames_per_block, c.audio_dim), fold=True)
+            history = History(h // c.patch[1], w // c.patch[2], p.window_frames, c.sink_distance, True, c.rope_scale, p.block_frames)
+            history.set_sink(*net.prefill(random(1, z, 1, h, w), text, random(1, z, 19, h, w) if motion else None))
+        self.stage = Stage(net, SamplerConfig(levels=(1., .75, .5, 0.)), 1, history)
         for _ in range(p.window_blocks): self()
     @torch.no_grad()
-    def look(self): return self.net(self.x, self.sigma, self.conditions, self.history.past())
+    def look(self): return self.stage.look(self.x, self.conditions)
     @torch.no_grad()
-    def __call__(self):
-        v, kv = self.look()
-        self.history.append(kv)
-        return self.x + self.step * v
-    @property
-    def keys(self)->int: return self.history.past().positions.shape[0] + self.tokens
+    def __call__(self): return self.stage(self.x, 0, self.conditions)
     @property
     def tokens(self)->int: return self.p.block_frames * self.p.tokens_per_frame
+    @property
+    def keys(self)->int: return self.stage.history.sink_tokens + self.stage.history.frames * self.p.tokens_per_frame + self.tokens
+    @property
+    def flops(self)->int: return block_step_flops(self.net.config, self.tokens, self.keys, self.conditions.text[0].k.shape[1])["total"]
 
 # %% ../../nbs/63_wan.gpu.ipynb #c71e21ae
 def wait(device):
@@ -156,7 +156,7 @@ def _profiled(call, device)->dict:
     top = sorted(rows, key=lambda r: -r[1])[:10]
     return dict(ms_by_kind=kinds, top=[dict(kernel=n[:80], ms=round(ms, 2), calls=k) for n, ms, k in top])
 
-# %% ../../nbs/63_wan.gpu.ipynb #f65a88bc
+# %% ../../nbs/63_wan.gpu.ipynb #a4e63922
 def measure(steady:Steady, mode:str, attention:str|None, ceiling:float, device, backend:str="inductor")->dict:
     "Seconds and memory of a block-step with one attention kernel, eager or compiled."
     from torch._dynamo.utils import counters
@@ -167,9 +167,8 @@ def measure(steady:Steady, mode:str, attention:str|None, ceiling:float, device, 
         peak_gb(device, reset=True)
         step, look = seconds(steady, device), seconds(steady.look, device, 3)
         peak, spent = peak_gb(device), where_time_goes(steady, device) if mode == "compiled" else {}
-    work = block_step_flops(steady.net.config, steady.tokens, steady.keys)["total"]
-    rate = work / look / 1e12
-    return dict(step_s=round(step, 4), forward_s=round(look, 4), commit_s=round(step - look, 4), first_call_s=round(first, 1), tflops=round(rate, 3), share_of_ceiling=round(rate / ceiling, 3),
+    rate = steady.flops / look / 1e12
+    return dict(step_s=round(step, 4), look_s=round(look, 4), tflop=round(steady.flops / 1e12, 2), first_call_s=round(first, 1), tflops=round(rate, 3), share_of_ceiling=round(rate / ceiling, 3),
                 peak_gb=peak, graphs=counters["stats"].get("unique_graphs", 0), tokens=steady.tokens, keys=steady.keys) | spent
 
 # %% ../../nbs/63_wan.gpu.ipynb #62fac575

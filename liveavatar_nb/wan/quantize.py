@@ -40,10 +40,10 @@ def scaled_product(a:Tensor, a_scale:Tensor, b:Tensor, b_scale:Tensor)->Tensor: 
     if a.is_cuda: return torch._scaled_mm(a.contiguous(), b.t(), scale_a=a_scale, scale_b=b_scale, out_dtype=torch.bfloat16, use_fast_accum=True)
     return (a.float() @ b.float().t()) * a_scale * b_scale
 
-# %% ../../nbs/62_wan.quantize.ipynb #5dfefa8c
+# %% ../../nbs/62_wan.quantize.ipynb #b680724b
 def is_big(name:str, module:nn.Module)->bool:
     "The layers that are worth fewer bits: linear layers of the blocks and of the sound's cross-attentions."
-    return isinstance(module, nn.Linear) and name.startswith(("blocks.", "audio_injector.injector."))
+    return isinstance(module, nn.Linear) and (name.startswith("blocks.") or name.startswith("audio_injector.injector.") and not name.endswith(".o"))
 
 # %% ../../nbs/62_wan.quantize.ipynb #a42c1c8a
 class Int8Linear(nn.Module):
