@@ -29,7 +29,8 @@ TRAIN = {"vae": "liveavatar_nb.train.vae:train_vae", "teacher": "liveavatar_nb.t
          "distill": "liveavatar_nb.train.distill:train_distill", "decoder": "liveavatar_nb.train.decoder:train_decoder", "ode": "liveavatar_nb.train.ode:train_ode", "paths": "liveavatar_nb.train.ode:make_paths",
          "probe": "liveavatar_nb.eval.metrics:train_probe", "latents": "liveavatar_nb.train.latents:make_latents", "sounds": "liveavatar_nb.train.ear:make_sounds", "ear": "liveavatar_nb.train.ear:train_ear", "change-ear": "liveavatar_nb.train.ear:change_ear"}
 BENCH = {what: f"liveavatar_nb.bench:bench_{what}" for what in ("stream", "dit", "vae", "metrics")} | {
-    "tpp": "liveavatar_nb.stream.distributed:bench_tpp", "genbench": "liveavatar_nb.eval.genbench:bench_genbench", "moods": "liveavatar_nb.eval.genbench:bench_moods", "hearing": "liveavatar_nb.eval.genbench:bench_hearing", "poses": "liveavatar_nb.eval.genbench:bench_poses", "lips": "liveavatar_nb.stream.sink:bench_lips", "interruptions": "liveavatar_nb.serve.watching:bench_interruptions", "listening": "liveavatar_nb.serve.watching:bench_listening", "endurance": "liveavatar_nb.eval.endurance:bench_endurance",
+    "tpp": "liveavatar_nb.stream.distributed:bench_tpp", "genbench": "liveavatar_nb.eval.genbench:bench_genbench", "moods": "liveavatar_nb.eval.genbench:bench_moods", "hearing": "liveavatar_nb.eval.genbench:bench_hearing", "poses": "liveavatar_nb.eval.genbench:bench_poses", "lips": "liveavatar_nb.stream.sink:bench_lips", "interruptions": "liveavatar_nb.serve.watching:bench_interruptions", "listening": "liveavatar_nb.serve.watching:bench_listening",
+    "serve": "liveavatar_nb.serve.load:bench_serve", "leaks": "liveavatar_nb.serve.load:bench_leaks", "endurance": "liveavatar_nb.eval.endurance:bench_endurance",
     "speedrun": "liveavatar_nb.speedrun:speedrun"}
 
 def find(
@@ -278,6 +279,25 @@ def _train(
     "Train a part of the network; resumes after a kill."
     options = dict(out=out, preset=preset, steps=steps, minutes=minutes, seed=seed, resume=resume or None)
     call(find(TRAIN, part), {**options, **more_options(ctx.args), **parse_settings(settings)})
+
+# %% ../nbs/46_cli.ipynb #5e77e001
+@app.command("serve")
+def _serve(
+    preset:Annotated[str, typer.Option(help="pico, nano, ...")]="nano",
+    host:Annotated[str, typer.Option(help="address to listen on")]="127.0.0.1",
+    port:Annotated[int, typer.Option(help="the interface is described at http://localhost:PORT/docs")]=8870,
+    token:Annotated[Optional[str], typer.Option(help="what clients must know (default: a new one, printed); none: only on this computer")]=None,
+    limit:Annotated[int, typer.Option(help="sessions at the same time")]=8,
+    workers:Annotated[Optional[int], typer.Option(help="blocks made at the same time (default: the cores)")]=None,
+    idle:Annotated[float, typer.Option(help="seconds without a message after which a session ends")]=120.,
+    weights:Annotated[Optional[str], typer.Option(help="another weights file")]=None,
+    neural:Annotated[bool, typer.Option("--neural", help="speak with the neural voice (extra voices)")]=False,
+    llm:Annotated[Optional[str], typer.Option(help="address of an OpenAI-compatible server for answers, e.g. http://localhost:8000/v1")]=None,
+    model:Annotated[Optional[str], typer.Option(help="the model on that server")]=None,
+):
+    "Serve talking avatars over websockets, until Ctrl+C."
+    from liveavatar_nb.serve.server import serve
+    return serve(preset, host, port, token, limit, workers, idle, weights, neural, llm, model)
 
 # %% ../nbs/46_cli.ipynb #d976e545
 @app.command("bench", context_settings=MORE)
