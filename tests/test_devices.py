@@ -108,3 +108,19 @@ def test_threads_do_not_spin_for_long():
     run = lambda code, **env: subprocess.run([sys.executable, "-c", code + say], env=clean | env, capture_output=True, text=True, check=True).stdout.strip()
     assert run("import liveavatar_nb; ") == "2000" and run("import liveavatar_nb; ", OMP_WAIT_POLICY="ACTIVE") == "None"
     assert run("import liveavatar_nb; ", GOMP_SPINCOUNT="7") == "7" and run("import torch, liveavatar_nb; ") == "None"
+
+def test_the_vae_remembers_frames_and_not_films():
+    "State of Wan's VAE at 704 x 384, from its shapes: what the tape holds is what it needs, 3 GB and not 16."
+    with torch.device("meta"):
+        vae, z = VideoVAE(VAEConfig.official()).eval(), torch.zeros(1, 16, 3, 48, 88)
+        with torch.no_grad(): state = vae.decode_chunk(z, vae.decode_chunk(z[:, :, :1])[1])[1]
+    held = sum(t.untyped_storage().nbytes() for t in state)
+    assert held == sum(t.nbytes for t in state) and held <= 3e9
+
+def test_a_kept_weight_follows_its_weight():
+    "The convolution's re-ordered weight is made again when the weight changes, in place or by another type."
+    from liveavatar_nb.model.vae import causal_conv
+    conv, x = causal_conv(4, 6).requires_grad_(False), torch.randn(1, 4, 5, 6, 6)
+    with torch.no_grad():
+        first = conv(x); conv.weight.mul_(2); conv.bias.mul_(2)
+        assert torch.allclose(conv(x), 2 * first, atol=1e-5) and conv.bfloat16()(x.bfloat16()).dtype == torch.bfloat16

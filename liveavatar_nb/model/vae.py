@@ -45,15 +45,21 @@ class CausalConv3d(nn.Conv3d):
             past = tape.read() if tape else None
             if past is None: past = x.new_zeros(*x.shape[:2], keep, *x.shape[3:])
             x = torch.cat([past, x], 2)
-            if tape: tape.write(x[:, :, -keep:])
+            if tape: tape.write(x[:, :, -keep:].clone())    # a view would keep all frames alive
         return super().forward(x) if x.shape[0] > 1 or x.is_cuda else self.as_frames(x)
+    def stacked(self):
+        "The weight with the taps of time as channels; kept as long as the weight is the same and no gradient is wanted."
+        make = lambda: rearrange(self.weight, "o c t h w -> o (t c) h w").contiguous(memory_format=torch.channels_last)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling(): return make()
+        mark = self.weight.data_ptr(), self.weight._version, self.weight.dtype, self.weight.device
+        if getattr(self, "_stacked", (None,))[0] != mark: self._stacked = mark, make()
+        return self._stacked[1]
     def as_frames(self, x):
         "The same sum as one 2-D convolution over frames, channels last in memory, with the taps of time stacked as channels."
         taps, t = self.kernel_size[0], x.shape[2] - self.kernel_size[0] + 1
         frames = x[0].transpose(0, 1).contiguous(memory_format=torch.channels_last)
         frames = torch.cat([frames[i:i + t] for i in range(taps)], 1)
-        weight = rearrange(self.weight, "o c t h w -> o (t c) h w").contiguous(memory_format=torch.channels_last)
-        return F.conv2d(frames, weight, self.bias, padding=self.padding[1:]).transpose(0, 1)[None]
+        return F.conv2d(frames, self.stacked(), self.bias, padding=self.padding[1:]).transpose(0, 1)[None]
 
 
 def causal_conv(c_in:int, c_out:int, kernel:int=3):
@@ -103,7 +109,7 @@ class Downsample(nn.Module):
         x = over_frames(self.resample, x)
         if self.time_conv is None: return x
         past = tape.read() if tape else None
-        if tape: tape.write(x[:, :, -1:])
+        if tape: tape.write(x[:, :, -1:].clone())
         if past is not None: return self.time_conv(torch.cat([past, x], 2))
         return torch.cat([x[:, :, :1], self.time_conv(x)], 2) if x.shape[2] > 1 else x
 
