@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab speedrun book export readme clean distclean
+.PHONY: help demo test lab speedrun book play screenshots export readme clean distclean
 .DELETE_ON_ERROR:
 
 BIN := .venv/bin
@@ -56,7 +56,12 @@ lab: $(DEV)  ## open the book in JupyterLab, at the live demo
 	@touch $@
 
 book: .venv-book/.ready  ## the chapters as web pages: _book/index.html (runs none of them)
+	@if [ ! -f play/dist/index.html ] && command -v npm >/dev/null; then $(MAKE) play; fi
 	.venv-book/bin/python tools/mkbook.py
+
+play: $(DEV)  ## play/dist: the page that needs no Python (npm is needed to make it); serves it until Ctrl+C with SERVE=1
+	$(BIN)/python play/build.py
+	@if [ -n "$(SERVE)" ]; then $(BIN)/python play/serve.py; fi
 
 export: $(DEV)  ## notebooks -> package
 	$(BIN)/nbdev_export

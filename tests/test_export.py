@@ -15,23 +15,15 @@ from liveavatar_nb.serve.graphs import ExportError  # noqa: E402
 from liveavatar_nb.stream.avatar import LiveAvatar  # noqa: E402
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    "nano in 16 bits at most, as it was shipped; (folder, record)."
-    folder = tmp_path_factory.mktemp("export")
-    assert main(["export", "onnx", "--preset", "nano", "--out", str(folder / "nano"), "--check", "1", "--json", str(folder / "nano.json")]) == 0
-    return folder / "nano", json.loads((folder / "nano.json").read_text())
-
-
-def test_twenty_blocks_of_nano(exported):
+def test_twenty_blocks_of_nano(exported_nano):
     avatar, voice = LiveAvatar.from_pretrained("nano"), np.resize(load_audio("data/samples/hello.wav"), 20 * 7680)
-    gaps = export.differences(avatar, exported[0], 20, voice, "a cat, happy")
+    gaps = export.differences(avatar, exported_nano[0], 20, voice, "a cat, happy")
     assert len(gaps) == 20 and max(gaps) < 1e-3
-    assert max(export.differences(avatar, exported[0], 6, voice[5 * 7680:], block_frames=1)) < 1e-3
+    assert max(export.differences(avatar, exported_nano[0], 6, voice[5 * 7680:], block_frames=1)) < 1e-3
 
 
-def test_record_and_manifest_say_what_is_there(exported):
-    folder, record = exported
+def test_record_and_manifest_say_what_is_there(exported_nano):
+    folder, record = exported_nano
     model = json.loads((folder / "model.json").read_text())
     assert record["result"]["largest_difference"] < 1e-3 and record["result"]["weights"] == model["weights"] == "nano_student"
     assert set(model["files"]) == {p.name for p in folder.iterdir()} - {"model.json"}
@@ -40,10 +32,10 @@ def test_record_and_manifest_say_what_is_there(exported):
     assert [p.name for p in folder.parent.iterdir() if p.name.startswith(".")] == []
 
 
-def test_an_export_that_differs_is_not_handed_over(exported, tmp_path, monkeypatch):
+def test_an_export_that_differs_is_not_handed_over(exported_nano, tmp_path, monkeypatch):
     "Also: what fails on the way leaves nothing behind, and the older export stays."
     (tmp_path / "x").mkdir()
-    for p in exported[0].iterdir():
+    for p in exported_nano[0].iterdir():
         (tmp_path / "x" / p.name).write_bytes(p.read_bytes())
     monkeypatch.setattr(export, "parts_of", lambda avatar: {})
     monkeypatch.setattr(export, "differences", lambda *a, **k: [.5])
@@ -66,5 +58,5 @@ def test_one_line_for_what_cannot_be(argv, says, tmp_path, capsys):
 
 def test_other_networks_are_refused_by_name():
     network = SimpleNamespace(config=SimpleNamespace(framepack=True, text_vocab=0, reference=False))
-    with pytest.raises(ExportError, match="wan.*can't be exported"):
+    with pytest.raises(ExportError, match="wan.*can't be exported_nano"):
         export.parts_of(SimpleNamespace(preset=SimpleNamespace(name="wan-s2v-14b"), dit=network, vae=None))

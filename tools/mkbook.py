@@ -149,6 +149,10 @@ def main():
         sys.exit(f"the book could not be built; pages missing: {missing}")
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(html, out)
+    if (root / "play" / "dist" / "index.html").exists():
+        shutil.copytree(root / "play" / "dist", out / "play")
+    else:
+        print("without the page that needs no Python: `make play` builds it (npm is needed), then `make book` takes it along")
     print(f"{sum(len(r) for _, r in parts)} chapters: open _book/index.html in a browser")
 
 
