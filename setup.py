@@ -37,7 +37,7 @@ setup(
     keywords=cfg["keywords"].split(),
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=[lib, f"{lib}.*"]),
-    package_data={lib: ["weights/*.safetensors", "weights/*.json", "data/*.npz"]},
+    package_data={lib: ["weights/*.safetensors", "weights/*.json", "demo/js/*", "data/*.npz"]},
     install_requires=cfg["requirements"].split(),
     extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "gpu", "tts", "wan", "demo", "export", "serve", "talk", "voices", "ray", "pipecat")},
     entry_points={

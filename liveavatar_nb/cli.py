@@ -254,12 +254,12 @@ def _generate(
 # %% ../nbs/46_cli.ipynb #25d6e0a9
 @app.command("demo")
 def _demo(
-    preset:Annotated[str, typer.Option(help="pico, nano, ...")]="pico",
-    port:Annotated[int, typer.Option(help="the page is at http://localhost:PORT")]=8866,
+    preset:Annotated[str, typer.Option(help="nano, pico, or auto: nano where this computer is fast enough")]="auto",
+    port:Annotated[int, typer.Option(help="port of the page on this computer")]=8866,
     browser:Annotated[bool, typer.Option(help="open a browser")]=True,
 ):
     "Serve the interactive demo as a web page, until Ctrl+C."
-    from liveavatar_nb.demo.app import serve
+    from liveavatar_nb.demo.page import serve
     return serve(preset, port, browser)
 
 MORE = dict(allow_extra_args=True, ignore_unknown_options=True)   # the rest goes to the called function, which knows its own options

@@ -12,7 +12,8 @@ from pathlib import Path
 
 here = Path(__file__).resolve().parent
 root = here.parent
-PAGE = ("index.html", "about.html", "style.css", "page.js", "worker.js", "stream.js", "crop.js", "capture.js")
+PAGE = ("index.html", "about.html", "style.css", "page.js", "worker.js", "stream.js", "capture.js")
+SHARED = root / "liveavatar_nb" / "demo" / "js" / "crop.js"     # the demo chooses a picture's square in the same way
 FACES = ("ada", "robo", "tama", "ember")
 
 
@@ -60,6 +61,7 @@ def build(out, presets=("pico", "nano"), bits="auto", given=None):
         made.chmod(0o755)
         for name in PAGE:
             shutil.copy(here / name, made)
+        shutil.copy(SHARED, made)
         shutil.copy(root / "data" / "samples" / "hello.wav", made)
         (made / "faces").mkdir()
         for f in FACES:

@@ -101,12 +101,12 @@ def server(folder):
 
 
 @contextmanager
-def served(folder):
-    "The page of `liveavatar-nb demo`; gives its address."
-    port = free_port()
-    with running([Path(sys.executable).parent / "liveavatar-nb", "demo", "--port", port, "--no-browser"], folder, "demo.log") as process:
-        listening(process, port, Path(folder) / "demo.log")
-        yield f"http://127.0.0.1:{port}/"
+def served(folder, preset="pico"):
+    "The page of `liveavatar-nb demo`; gives its address, token included."
+    port, log = free_port(), Path(folder) / "demo.log"
+    with running([Path(sys.executable).parent / "liveavatar-nb", "demo", "--preset", preset, "--port", port, "--no-browser"], folder, "demo.log") as process:
+        listening(process, port, log)
+        yield wait(lambda: next((w for w in log.read_text().split() if w.startswith("http://127.0.0.1") and "token=" in w), None), 60, what="the address")
         process.terminate()
         process.wait(20)
         with socket.socket() as s:
@@ -181,7 +181,7 @@ def loaded(page, seconds=120):
     wait(lambda: "Press Start" in (status(page) or ""), seconds, what="weights loaded")
 
 
-CELLS = ("from liveavatar_nb.demo.app import Demo\ndemo = Demo()\ndemo",)
+CELLS = ("from liveavatar_nb.demo.app import Demo\ndemo = Demo('pico')\ndemo",)
 
 
 def watched(browser):

@@ -4,8 +4,8 @@ export const LIMITS = { bytes: 20e6, pixels: 50e6 };
 const WORDS = 'The model was trained on drawn faces. A photograph is outside its world: expect it to be repainted or to fall apart. '
   + 'A drawn face works best: seen from the front, eyes in the upper half, some background around it.';
 
-export async function opened(file) {                     // an ImageBitmap, or an error of one line
-  if (file.size > LIMITS.bytes) throw new Error(`${file.name} has ${(file.size / 1e6).toFixed(1)} MB: give a picture of at most ${LIMITS.bytes / 1e6} MB`);
+export async function opened(file, most = LIMITS.bytes) { // an ImageBitmap, or an error of one line
+  if (file.size > most) throw new Error(`${file.name} has ${(file.size / 1e6).toFixed(1)} MB: give a picture of at most ${most / 1e6} MB`);
   let image;
   try { image = await createImageBitmap(file, { imageOrientation: 'from-image' }); } catch { throw new Error(`${file.name} is not a picture that this browser can read: give a png, jpg or webp`); }
   if (Math.min(image.width, image.height) < 32) throw new Error(`${file.name} is ${image.width} × ${image.height}: at least 32 × 32 pixels are needed`);
@@ -13,13 +13,15 @@ export async function opened(file) {                     // an ImageBitmap, or a
   return image;
 }
 
-export function chooser(parent, image, use, cancel) {
+export function chooser(parent, image, use, cancel, { square, words = WORDS } = {}) {
   const scale = Math.min(1, 320 / Math.max(image.width, image.height)), w = Math.round(image.width * scale), h = Math.round(image.height * scale);
   let side = Math.min(w, h), x = (w - side) / 2, y = Math.min((h - side) / 2, h * .05);   // a face is usually in the upper part
+  if (square) { [x, y, side] = square.map((v) => v * scale); }
   parent.innerHTML = `<div class="crop"><canvas width="${w}" height="${h}" tabindex="0" role="application"
     aria-label="The square that is used. Arrow keys move it, plus and minus change its size."></canvas>
-    <label>Size <input type="range" min="20" max="100" value="100"></label><p>${WORDS}</p>
+    <label>Size <input type="range" min="20" max="100" value="${100 * side / Math.min(w, h)}"></label><p></p>
     <div class="row"><button type="button" class="main">Use this square</button><button type="button">Cancel</button></div></div>`;
+  parent.querySelector('p').textContent = words;
   const canvas = parent.querySelector('canvas'), c = canvas.getContext('2d'), range = parent.querySelector('input'), [ok, no] = parent.querySelectorAll('button');
   const within = (v, most) => Math.max(0, Math.min(v, most));
   const draw = () => {
