@@ -63,6 +63,9 @@ play: $(DEV)  ## play/dist: the page that needs no Python (npm is needed to make
 	$(BIN)/python play/build.py
 	@if [ -n "$(SERVE)" ]; then $(BIN)/python play/serve.py; fi
 
+screenshots: $(DEV)  ## docs/screenshots, by a real browser; --check says when they are older than the weights
+	$(BIN)/python tools/screenshots.py
+
 export: $(DEV)  ## notebooks -> package
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean

@@ -1,11 +1,14 @@
 """The demo in a real browser. Limits are generous: CI machines are slow and shared; tests/measure_demo.py records the figures."""
 import time
+import urllib.request
 
+import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("playwright", reason="pip install playwright")
 pytest.importorskip("anywidget")
-from browsing import CELLS, HOW, browser, find_browser, kernel_process, kernels, notebook, open_demo, open_page, served, server, start, stats, wait  # noqa: E402
+from browsing import CELLS, HOW, browser, find_browser, kernel_process, kernels, notebook, open_demo, open_page, served, server, start, stats, status, wait  # noqa: E402
 
 from liveavatar_nb.data.portrait import sample_path  # noqa: E402
 
@@ -30,10 +33,9 @@ def test_jupyterlab(lab):
     address, folder = lab
     with browser() as b:
         page = open_demo(b, address)
-        with page.expect_file_chooser() as chooser:
-            page.get_by_role("button", name="Upload").first.click()
-        chooser.value.set_files(folder / "letter.png")
-        wait(lambda: "can't be used as a portrait" in page.inner_text(".lav-demo"), 30, what="a friendly message")
+        files = page.locator(".lav-pick input[type=file]")
+        files.first.set_input_files(folder / "letter.png")
+        wait(lambda: "not a picture" in page.inner_text(".lav-demo"), 30, what="a friendly message")
         page.get_by_role("button", name="2", exact=True).click()
         start(page)
         page.get_by_role("button", name="Say it").click()
@@ -90,7 +92,59 @@ def test_microphone(lab):
 
 
 def test_page_of_its_own(tmp_path):
+    "Keyboard, interruption, uploads, a narrow window, the token, and a program that dies."
     with served(tmp_path) as address, browser() as b:
         page = open_page(b, address)
-        start(page)
+        assert "lav-demo" not in urllib.request.urlopen(address.split("?")[0], timeout=20).read().decode(), "the page without its token"
+        page.focus(".lav-start")
+        page.keyboard.press("Enter")
+        wait(lambda: stats(page)["drawn"] >= 13, 120, what="first frames")
+        assert "lav-pause" in page.evaluate("document.activeElement.className"), "the keyboard's place is lost"
         assert well(page) and "import" not in page.inner_text("body")
+        interrupts(page)
+        pressed = page.evaluate("[...document.querySelectorAll('.widget-toggle-buttons')].map(g => g.querySelectorAll('[aria-pressed=true]').length)")
+        assert pressed == [1, 1, 1] and page.evaluate("[...document.querySelectorAll('.jupyter-widget-Collapse-header')].every(h => h.tabIndex === 0)")
+        uploads(page, tmp_path)
+        page.set_viewport_size(dict(width=420, height=900))
+        assert page.evaluate("document.documentElement.scrollWidth") <= 420
+        dies(page)
+
+
+def interrupts(page):
+    "A second sentence cuts the first: silence, and nothing of the old one after it."
+    say = lambda text: (page.fill(".lav-text textarea", text), page.keyboard.press("Control+Enter"))
+    say("This is a rather long sentence, so that there is something to interrupt, and it goes on and on for quite a while.")
+    wait(lambda: "say-1" in stats(page)["marks"], 90, what="the first sentence")
+    say("Stop.")
+    wait(lambda: stats(page)["cuts"] == 1 and "say-2" in stats(page)["marks"], 90, what="the interruption")
+    s = stats(page)
+    assert s["silentAt"] - s["cutAt"] < 100 and s["budget"]["denoise"] > 0
+
+
+def uploads(page, folder):
+    "A photograph of 11 MB is shrunk and its square chosen; what is too large is refused before it is sent; later uploads still work."
+    noise = np.random.default_rng(0).integers(0, 255, (2000, 2600, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "photo.png", compress_level=0)
+    assert (folder / "photo.png").stat().st_size > 11e6
+    (folder / "huge.png").write_bytes(bytes(50_000_001))
+    picture = page.locator(".lav-pick input[type=file]").first
+    picture.set_input_files(folder / "huge.png")
+    wait(lambda: "at most 50 MB" in page.inner_text(".lav-demo"), 60, what="too large")
+    picture.set_input_files(folder / "photo.png")
+    page.wait_for_selector(".crop canvas", timeout=90_000)
+    assert "drawn faces" in page.inner_text(".crop")
+    page.click("text=Use this square")
+    wait(lambda: "photo.png is the portrait now" in page.inner_text(".lav-demo"), 60, what="the photograph as portrait")
+    wait(lambda: "another face" in page.locator("select").first.evaluate("s => s.selectedOptions[0].text"), 20, what="the menu")
+
+
+def dies(page):
+    "The watchdog: the kernel is stopped; the page says so."
+    import psutil
+    for p in psutil.Process().children(recursive=True):
+        if "ipykernel_launcher" in " ".join(p.cmdline()):
+            p.suspend()
+    wait(lambda: "does not answer" in status(page), 60, what="the watchdog")
+    for p in psutil.Process().children(recursive=True):
+        if p.status() == psutil.STATUS_STOPPED:
+            p.resume()
