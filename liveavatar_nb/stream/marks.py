@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PLACES', 'GRID', 'PAIRS', 'HOLD', 'PERIOD', 'CHIPS', 'SYMBOLS', 'PILOTS', 'STRENGTH', 'LEAST', 'VisibleMark', 'plate',
            'paint', 'payload', 'codeword', 'volume', 'InvisibleMark', 'shrink', 'whiten', 'Place', 'search', 'decode',
-           'Reading', 'read_mark']
+           'Reading', 'read_mark', 'follow']
 
 # %% ../../nbs/47_stream.marks.ipynb #4f25d6b1
 import hashlib
@@ -139,7 +139,7 @@ def whiten(y:np.ndarray, phase:int)->np.ndarray: # (24, 64, 64)
     for i in range(0, pairs, PAIRS): out[:len(z[i:i + PAIRS])] += z[i:i + PAIRS]
     return out
 
-# %% ../../nbs/47_stream.marks.ipynb #3a6c20cc
+# %% ../../nbs/47_stream.marks.ipynb #a5e373fb
 @lru_cache(1)
 def _pilot():
     "Transform of the pilot."
@@ -156,6 +156,10 @@ class Place:
     dx:int = 0
     phase:int = 0      # first pair begins at this frame
     pair:int = 0       # and is this one
+    @property
+    def start(self)->int:
+        "Number of the first frame in the marked film, modulo 96."
+        return (2 * HOLD * self.pair - self.phase) % PERIOD
 
 # %% ../../nbs/47_stream.marks.ipynb #a2daba95
 def _draw(z, sy, sx):
@@ -230,3 +234,19 @@ def read_mark(
         tries.append(p)
         if p.score >= LEAST and (film := _at(zs, p)): return Reading(film, p, len(y))
     return Reading(None, max(tries), len(y))
+
+# %% ../../nbs/47_stream.marks.ipynb #dd5d9f99
+def follow(
+    y:np.ndarray, # (n, 64, 64): frames from `shrink`
+    place:Place,  # as `read_mark` found it
+)->list:          # of (frame of the copy, frames that the clock jumped, modulo 96)
+    "Where a copy's clock jumps: frames were cut out or added near there (give or take 48)."
+    out, last = [], None
+    for i in range(0, len(y) - PERIOD // 2, PERIOD // 2):
+        window = y[i:i + PERIOD]
+        best = search({p: whiten(window, p) for p in range(2 * HOLD)}, [(place.sy, place.sx)])[0]
+        if best.score < LEAST: continue
+        now = (best.start - i) % PERIOD
+        if last is not None and now != last: out.append((i, (now - last) % PERIOD))
+        last = now
+    return out
