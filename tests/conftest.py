@@ -1,8 +1,14 @@
 """Shared set-up: one thread (tests run beside each other), the same random examples in each run."""
+import atexit
 import json
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "LIVEAVATAR_CONFIG" not in os.environ:        # keys of the tests, not the user's
+    os.environ["LIVEAVATAR_CONFIG"] = tempfile.mkdtemp(prefix="liveavatar-test-")
+    atexit.register(shutil.rmtree, os.environ["LIVEAVATAR_CONFIG"], ignore_errors=True)
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 

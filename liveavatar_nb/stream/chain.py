@@ -156,7 +156,7 @@ class Seal:
     @property
     def final(self)->bool: return bool(self.flags & FINAL)
 
-# %% ../../nbs/47b_stream.chain.ipynb #90886c2c
+# %% ../../nbs/47b_stream.chain.ipynb #144c18d5
 def pack(seal:Seal)->bytes:
     "A seal's body: all that is signed."
     s = seal
@@ -173,6 +173,7 @@ def unpack(body:bytes)->Seal:
     manifest = body[len(body) - k:] if k else b""
     return Seal(flags, film, public, number, frame, sound, fps, header, previous, whole, short[:n], short[n:], manifest)
 
+# %% ../../nbs/47b_stream.chain.ipynb #c7b0712d
 def seal_box(body:bytes, key:Ed25519PrivateKey)->bytes:
     "The uuid box that goes into the file."
     return struct.pack(">I4s", 88 + len(body), b"uuid") + SEAL + body + key.sign(body)

@@ -115,7 +115,7 @@ class InvisibleMark:
         for f, o, s in zip(frames, out, step): (np.subtract if s % 2 else np.add)(f, self.pattern[s // 2], out=o)
         return np.clip(out, 0, 255, out=out).astype(np.uint8)
 
-# %% ../../nbs/47_stream.marks.ipynb #faa1fdc6
+# %% ../../nbs/47_stream.marks.ipynb #606c2373
 _R = 4 * GRID    # side of the shrunk frames
 
 @lru_cache(16)
@@ -132,8 +132,9 @@ def shrink(luma:np.ndarray)->np.ndarray: # (..., 64, 64) float32
 def whiten(y:np.ndarray, phase:int)->np.ndarray: # (24, 64, 64)
     "Differences of the pairs from frame `phase` on, each divided by the noise around it; later periods are added to the first."
     pairs = (len(y) - phase) // (2 * HOLD)
-    d = y[phase:phase + pairs * 2 * HOLD].reshape(pairs, 2, HOLD, _R, _R).mean(2)
-    d = (d[:, 0] - d[:, 1]) / 2
+    h = y[phase:phase + pairs * 2 * HOLD].reshape(2 * pairs, HOLD, _R, _R).mean(1)
+    wide = np.concatenate([h[:1], h, h[-1:]])
+    d = (h[0::2] - h[1::2]) / 2 - (wide[0:-2:2] - wide[3::2]) / 6
     v = gaussian_filter(np.minimum(d * d, 1000), (.7, 2.8, 2.8), mode="nearest")
     z, out = np.clip(d, -4, 4) / (v + .3), np.zeros((PAIRS, _R, _R), np.float32)
     for i in range(0, pairs, PAIRS): out[:len(z[i:i + PAIRS])] += z[i:i + PAIRS]

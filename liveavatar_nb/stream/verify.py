@@ -103,7 +103,7 @@ def order(self:_Reader, s:Seal)->Found|None:
     if s.header != sha(without_length(self.init)): return Found("changed", "the film's header was changed or is missing", 0)
     if s.previous != self.previous: return Found("inserted", "this segment was made for another version of the film", self.frame)
 
-# %% ../../nbs/47c_stream.verify.ipynb #52f67d62
+# %% ../../nbs/47c_stream.verify.ipynb #a9e68d71
 def _later(boxes, missing:int)->bool:
     "Does the seal with this number still come?"
     for kind, data in boxes:
@@ -118,6 +118,7 @@ def pictures(loose:bytes, kinds:dict)->int:
     try: return len(samples_of(whole, kinds)[b"vide"])
     except (ValueError, struct.error): return 0
 
+# %% ../../nbs/47c_stream.verify.ipynb #de725056
 def _end(reader:_Reader)->Found|None:
     "What is wrong when all boxes are read."
     if reader.first is None: return Found("unsigned", "no seal in this file")
