@@ -131,14 +131,16 @@ def bench_seals(files:int=1000, first:int=0, say=print)->dict:
             if (i - first) % 100 == 99: say(f"{i - first + 1} files: {len(accused)} accused, {len(missed)} missed", flush=True)
     return dict(files=files, untouched_accused=len(accused), manipulations=files, missed=len(missed), missed_list=missed, by_kind=kinds)
 
-# %% ../../nbs/47f_stream.provbench.ipynb #38b8ab1e
+# %% ../../nbs/47f_stream.provbench.ipynb #fd5170af
 def _timed(spent, name, f):
-    "f, with its time added to spent[name]."
+    "f, with its time, and its processor's time, added to spent[name]."
     def g(*args):
-        t = time.perf_counter(); out = f(*args); spent[name] += time.perf_counter() - t
+        t, c = time.perf_counter(), time.thread_time()
+        out = f(*args); spent[name] += np.array([time.perf_counter() - t, time.thread_time() - c])
         return out
     return g
 
+# %% ../../nbs/47f_stream.provbench.ipynb #42032c37
 def bench_cost(preset:str="nano", blocks:int=60, threads:int=None)->dict:
     "Chapter 47f: share of a stream's time that goes into marks, hashes, signatures and the C2PA manifest."
     import torch
@@ -148,19 +150,22 @@ def bench_cost(preset:str="nano", blocks:int=60, threads:int=None)->dict:
     avatar = LiveAvatar.from_pretrained(preset)
     clip = make_clip(0, "heldout", 12 * (blocks + 2), avatar.preset.size[0])
     stream, p = avatar.stream(clip.frames[0], prompt=clip.caption), Provenance(dict(generator="liveavatar-nb 0"))
-    spent = dict(mark=0., seal=0., embed=0.)
+    zero = lambda: dict(mark=np.zeros(2), seal=np.zeros(2), embed=np.zeros(2))
+    spent = zero()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)/"film.mp4"
         with VideoWriter(path, clip.frames.shape[1:3], mark=_timed(spent, "mark", p.mark), seal=_timed(spent, "seal", p.seal)) as w:
             push = lambda k: [w.write(c.frames, c.samples) for c in stream.push(clip.samples[7680 * k:7680 * (k + 1)])]
-            push(0); push(1); spent.update(mark=0., seal=0.)
-            start = time.perf_counter()
+            push(0); push(1); spent.update(zero())
+            start, cpu = time.perf_counter(), time.process_time()
             for k in range(2, blocks + 2): push(k)
         _timed(spent, "embed", p.embed)(path)
-        took = time.perf_counter() - start
-    n = 12 * blocks
+        took, cpu = time.perf_counter() - start, time.process_time() - cpu
+    n, all_ = 12 * blocks, sum(spent.values())
     return dict(preset=preset, frames=n, threads=torch.get_num_threads(), stream_ms=round(1e3 * took / n, 3),
-                share=round(sum(spent.values()) / took, 4), **{f"{k}_ms": round(1e3 * v / n, 4) for k, v in spent.items()})
+                share=round(all_[0] / took, 4), share_of_processor=round(all_[1] / cpu, 4),
+                **{f"{k}_ms": round(1e3 * v[0] / n, 4) for k, v in spent.items()},
+                **{f"{k}_cpu_ms": round(1e3 * v[1] / n, 4) for k, v in spent.items()})
 
 # %% ../../nbs/47f_stream.provbench.ipynb #2481bc5d
 PARTS = dict(marks=bench_marks, unmarked=bench_unmarked, seals=bench_seals, cost=bench_cost)
@@ -171,7 +176,7 @@ def json_of(path)->dict:
     try: return json.loads(Path(path).read_text())
     except (OSError, ValueError): return {}
 
-# %% ../../nbs/47f_stream.provbench.ipynb #9469af40
+# %% ../../nbs/47f_stream.provbench.ipynb #c4465c75
 def main(argv=None):
     "The bench's command line."
     import sys
@@ -188,10 +193,9 @@ def main(argv=None):
     count = {k: {n: a.clips} for k, n in dict(marks="clips", unmarked="clips", seals="files", cost="blocks").items() if a.clips}
     with tempfile.TemporaryDirectory() as folder:
         os.environ.setdefault("LIVEAVATAR_CONFIG", folder)
-        old = json_of(a.json)
         for part in a.parts.split(","):
             start = time.perf_counter()
             result = PARTS[part](**count.get(part, {}))
-            old[part] = record(result | dict(took_s=round(time.perf_counter() - start, 1)), argv)
-            old[part]["command"] = "python -m liveavatar_nb.stream.provenance " + " ".join(argv)
-    write_json(a.json, old)
+            row = record(result | dict(took_s=round(time.perf_counter() - start, 1)), argv)
+            row["command"] = "python -m liveavatar_nb.stream.provenance " + " ".join(argv)
+            write_json(a.json, json_of(a.json) | {part: row})
