@@ -219,13 +219,21 @@ def _at(zs, p:Place):
     z = np.roll(_draw(zs[p.phase], p.sy, p.sx), (p.pair, p.dy, p.dx), (0, 1, 2))
     return decode(z.reshape(PAIRS, GRID, 4, GRID, 4).mean((2, 4)))
 
-# %% ../../nbs/47_stream.marks.ipynb #1d35358e
+# %% ../../nbs/47_stream.marks.ipynb #5a7daf7a
 @dataclass(frozen=True)
 class Reading:
     "What was read from a film."
     film:bytes|None       # the id; None: no mark
     place:Place
     frames:int            # that were looked at
+
+# %% ../../nbs/47_stream.marks.ipynb #4073eebd
+_COARSE = [(a, b) for a in (1., .95, .9) for b in (1., .95, .9)]
+
+def _nearby(z, p:Place)->Place:
+    "The best of the sizes around a place; z: the whitened differences of its phase."
+    step = (-.02, 0, .02)
+    return search({p.phase: z}, [(p.sy + a, p.sx + b) for a in step for b in step if max(p.sy + a, p.sx + b) <= 1])[0]
 
 def read_mark(
     y:np.ndarray, # (n, 64, 64): frames from `shrink`, at least 48
@@ -235,11 +243,11 @@ def read_mark(
     zs = {phase: whiten(y, phase) for phase in range(2 * HOLD)}
     tries = search(zs, [(1., 1.)])
     for p in tries[:2]:
-        if p.score >= LEAST and (film := _at(zs, p)): return Reading(film, p, len(y))
-    coarse = search(zs, [(a, b) for a in (1., .95, .9) for b in (1., .95, .9)])
-    for c in coarse[:3]:
-        near = [(a, b) for a in (c.sy - .02, c.sy, c.sy + .02) for b in (c.sx - .02, c.sx, c.sx + .02) if a <= 1 and b <= 1]
-        p = search({c.phase: zs[c.phase]}, near)[0]
+        if p.score >= LEAST and (film := _at(zs, p)):
+            z = zs[p.phase]                                            # found; now where exactly?
+            return Reading(film, max(p, _nearby(z, search({p.phase: z}, _COARSE)[0])), len(y))
+    for c in search(zs, _COARSE)[:3]:
+        p = _nearby(zs[c.phase], c)
         tries.append(p)
         if p.score >= LEAST and (film := _at(zs, p)): return Reading(film, p, len(y))
     return Reading(None, max(tries), len(y))

@@ -140,23 +140,22 @@ def _timed(spent, name, f):
         return out
     return g
 
-# %% ../../nbs/47f_stream.provbench.ipynb #42032c37
+# %% ../../nbs/47f_stream.provbench.ipynb #f332721a
 def bench_cost(preset:str="nano", blocks:int=60, threads:int=None)->dict:
     "Chapter 47f: share of a stream's time that goes into marks, hashes, signatures and the C2PA manifest."
     import torch
     from liveavatar_nb.data.clips import make_clip
     from liveavatar_nb.stream.avatar import LiveAvatar
-    if threads: torch.set_num_threads(threads)
+    torch.set_num_threads(threads or torch.get_num_threads())
     avatar = LiveAvatar.from_pretrained(preset)
     clip = make_clip(0, "heldout", 12 * (blocks + 2), avatar.preset.size[0])
     stream, p = avatar.stream(clip.frames[0], prompt=clip.caption), Provenance(dict(generator="liveavatar-nb 0"))
-    zero = lambda: dict(mark=np.zeros(2), seal=np.zeros(2), embed=np.zeros(2))
-    spent = zero()
+    spent = {k: np.zeros(2) for k in ("mark", "seal", "embed")}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)/"film.mp4"
         with VideoWriter(path, clip.frames.shape[1:3], mark=_timed(spent, "mark", p.mark), seal=_timed(spent, "seal", p.seal)) as w:
             push = lambda k: [w.write(c.frames, c.samples) for c in stream.push(clip.samples[7680 * k:7680 * (k + 1)])]
-            push(0); push(1); spent.update(zero())
+            push(0); push(1); spent.update(mark=np.zeros(2), seal=np.zeros(2))
             start, cpu = time.perf_counter(), time.process_time()
             for k in range(2, blocks + 2): push(k)
         _timed(spent, "embed", p.embed)(path)
