@@ -358,6 +358,36 @@ def _wan(
     for problem in found.problems: print(f"error: {problem}", file=sys.stderr)
     return 2 if found.problems else 0
 
+# %% ../nbs/46_cli.ipynb #d61632f6
+@app.command("verify")
+def _verify(
+    file:Annotated[Path, typer.Argument(help="a film")],
+    by:Annotated[Optional[str], typer.Option(help="accept this signer's fingerprint only")]=None,
+    unfinished:Annotated[bool, typer.Option("--unfinished-is-fine", help="accept a film whose run was killed")]=False,
+    json:Annotated[bool, typer.Option("--json", help="the whole report, as JSON")]=False,
+):
+    "Whole, and by whom? Or where was it changed? Exit code 1 unless it is whole."
+    from liveavatar_nb.stream.provenance import say, verify
+    report = verify(file, by, unfinished)
+    if json: write_json("-", report)
+    else: print(say(report))
+    return 0 if report["ok"] else 1
+
+# %% ../nbs/46_cli.ipynb #2198a497
+@app.command("consent")
+def _consent(
+    image:Annotated[Path, typer.Option(help="the portrait that is allowed")],
+    by:Annotated[str, typer.Option(help="who allows it")],
+    purpose:Annotated[str, typer.Option("--for", help="for what")],
+    until:Annotated[str, typer.Option(help="last day, like 2027-06-30")],
+    audio:Annotated[Optional[Path], typer.Option(help="the voice that is allowed (default: any)")]=None,
+    out:Annotated[Path, typer.Option(help="the file to write")]=Path("consent.json"),
+):
+    "Write down, and sign, who allows a portrait and a voice, for what, until when."
+    from liveavatar_nb.stream.consent import new_consent
+    write_json(out, new_consent(image, audio, by, purpose, until))
+    print(f"{out}: for `generate --consent {out}`")
+
 # %% ../nbs/46_cli.ipynb #aad2a291
 def is_ours(error)->bool:
     "Is this an error that a user can do something about (one line is enough)?"
