@@ -52,7 +52,7 @@ lab: $(DEV)  ## open the book in JupyterLab, at the live demo
 # its own environment: Sphinx wants older versions of what the notebooks run with
 .venv-book/.ready: constraints-book.txt | $(BIN)/python
 	$(BIN)/python -m venv .venv-book
-	.venv-book/bin/python -m pip install --disable-pip-version-check -q --no-compile -c constraints-book.txt jupyter-book==1.0.4.post1
+	.venv-book/bin/python -m pip install --disable-pip-version-check -q --no-compile -c constraints-book.txt jupyter-book==1.0.4.post1 sphinx-mathjax-offline
 	@touch $@
 
 book: .venv-book/.ready  ## the chapters as web pages: _book/index.html (runs none of them)
