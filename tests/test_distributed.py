@@ -13,8 +13,11 @@ import pytest
 import torch
 
 from liveavatar_nb.data.audio import save_wav
-from liveavatar_nb.stream.distributed import (DONE, WORKING, Board, TPPConfig, TPPError, bench_faults, find_fault, launch, leftovers,
-                                              main, one_process, process_state, run_tpp)
+from liveavatar_nb.stream.checkpoint import restore_point, saved_blocks
+from liveavatar_nb.stream.distributed import launch, main, run_tpp
+from liveavatar_nb.stream.settings import TPPConfig, TPPError, one_process
+from liveavatar_nb.stream.supervision import DONE, WORKING, Board, born, find_fault, process_state
+from liveavatar_nb.stream.tppbench import bench_faults, leftovers
 from liveavatar_nb.stream.simulator import simulate
 from liveavatar_nb.stream.tpp import Placement, SinkPlan, StageTimes
 from liveavatar_nb.stream.film import fragment_ends, read_video
@@ -95,7 +98,7 @@ def test_resume_refuses_another_run(config):
 def test_wrong_settings_get_one_line(config, wrong, words, capsys, tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(vars(replace(config, **wrong))))
-    assert main(["--config", str(path)]) == 1
+    assert main(["--config", str(path)]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and words in lines[0]
 
@@ -107,7 +110,7 @@ def test_board(tmp_path):
     child.wait()
     assert process_state(os.getpid()) and not process_state(child.pid)
     def fault(began=0., **changes):
-        for r in range(2): board.slots[r] = (109., 109., .1, os.getpid(), WORKING, 7, 0, 7)
+        for r in range(2): board.slots[r] = (109., 109., .1, os.getpid(), 0, WORKING, 7, 0, 7, 3)
         for k, v in changes.items(): board.slots[1][k] = v
         return find_fault(board, TPPConfig(), 110., began, 0)
     assert fault() is None and fault(beat=50., since=50., state=DONE) is None
@@ -176,8 +179,9 @@ def test_the_command_line_runs_a_pipeline_and_resumes_it(config, tmp_path):
         return [sys.executable, "-c", "import sys; from liveavatar_nb.cli import main; sys.exit(main())", *words]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     child, folder = subprocess.Popen(command(), stderr=subprocess.PIPE, text=True, env=env), tmp_path / ".film.tpp"
+    place = Placement.parse("0123|D")
     for _ in range(12000):
-        if list(folder.glob("decode-*.safetensors")) or child.poll() is not None: break
+        if restore_point(TPPConfig(outdir=str(tmp_path), name="film"), place) or child.poll() is not None: break
         time.sleep(.01)
     os.kill(int(Board(folder / "job", 2).slots[1]["pid"]), signal.SIGKILL)
     _, err = child.communicate(timeout=60)
@@ -193,7 +197,7 @@ def test_the_command_line_runs_a_pipeline_and_resumes_it(config, tmp_path):
 
 
 def test_bench_of_emulated_devices_from_the_command_line(tmp_path):
-    from liveavatar_nb.stream.distributed import bench_tpp
+    from liveavatar_nb.stream.tppbench import bench_tpp
     said = []
     result = bench_tpp("tiny", stage_ms=50, decode_share=1, say=said.append)
     row, = result["emulated"]
