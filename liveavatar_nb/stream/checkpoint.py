@@ -108,12 +108,12 @@ def resume(self:Engine):
     self.first = self.elapsed = max(common, default=-1) + 1
     if self.first: self.restore(self.first - 1)
 
-# %% ../../nbs/43e_stream.checkpoint.ipynb #54c367e8
+# %% ../../nbs/43e_stream.checkpoint.ipynb #3ccd01a9
 @patch
 def restore(self:Engine, block:int):
     "Every stage as it was after a block; the sink by way of the rank that found it."
     self.watch.board.slots[self.rank]["saved"] = block
-    read = lambda part: {n: t.to(self.device) if n[-2:] in (".k", ".v") or n.startswith("state") else t
+    read = lambda part: {n: t.to(self.device) if n[:1].isdigit() or n.startswith("state") else t
                          for n, t in load_tensors(self.config.folder / f"{part}-{block}.safetensors").items()}
     if self.decodes: self.state = list(dict(sorted(read("decode").items(), key=lambda kv: int(kv[0][5:]))).values())
     for k in self.mine: self.stages[k].history.restore(read(f"step{k}"))

@@ -78,17 +78,17 @@ def get_arch(preset:str)->Arch:
     return Arch(preset, c.dim, c.ffn_dim, c.layers, len(c.inject_layers), c.text_len, dit, dit, vae, 0., p.size[1], p.size[0],
                 c.framepack, p.block_frames * p.window_blocks)
 
-# %% ../../nbs/42d_stream.cost.ipynb #e3e9847d
+# %% ../../nbs/42d_stream.cost.ipynb #2f4a2fdb
 def weight_gb(arch:Arch, precision:str)->float:
     "Gigabytes (1e9) of the network's weights: bf16, or 8 bits for the large matrices (fp8, int8)."
     if precision not in ("bf16", "fp8", "int8"): raise ValueError(f'precision "{precision}": choose bf16, fp8 or int8')
     return (2 * arch.params - (arch.params_fp8 if precision != "bf16" else 0)) / 1e9
 
 def device_gb(arch:Arch, cost:Cost, precision:str, n_steps:int, decodes:bool, first:bool=False)->float:
-    """Gigabytes (1e9) on one device: weights, windows, sink (twice, for the exchange), audio encoder on the first, and
+    """Gigabytes (1e9) on one device: weights, windows, sink (2.5 times: see the text), audio encoder on the first, and
     working memory: an estimate of 1.5 for the runtime, and 2.5 (network) and 4 (VAE) at 720x400."""
     scale = cost.tokens * arch.dim / (3375 * 5120)
-    denoise = weight_gb(arch, precision) + (n_steps * cost.window_bytes + 2 * cost.sink_bytes) / 1e9 + 2.5 * scale
+    denoise = weight_gb(arch, precision) + (n_steps * cost.window_bytes + 2.5 * cost.sink_bytes) / 1e9 + 2.5 * scale
     decode = 2 * arch.vae_params / 1e9 + 4 * cost.tokens / 3375
     extra = .65 if first and arch.framepack else 0
     return 1.5 * min(1, arch.params / 1e9) + (denoise if n_steps else 0) + (decode if decodes else 0) + extra

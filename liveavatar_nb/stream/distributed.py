@@ -6,7 +6,7 @@
 __all__ = ['run_rank', 'live_through', 'warn_mixed', 'launch', 'be_rank', 'watch_over', 'torchrun_rank', 'task_trouble',
            'Options', 'options', 'read_arguments', 'main', 'Starter', 'serve', 'run_tpp']
 
-# %% ../../nbs/43_stream.distributed.ipynb #7e4793f9
+# %% ../../nbs/43_stream.distributed.ipynb #f70117e1
 import argparse, atexit, json, os, shutil, signal, subprocess, sys, threading, time, uuid
 from dataclasses import asdict, fields, replace
 from datetime import timedelta
@@ -17,16 +17,17 @@ import torch.distributed as dist
 from .checkpoint import Saver, TPPResult, collect, finished, prepare
 from .engine import Engine, PeerLost, connected
 from .settings import TPPConfig, TPPError, fingerprint, one_process
-from .supervision import DONE, Board, Crew, Relay, Watch
+from .supervision import DONE, Board, Crew, Relay, Watch, catch_stop, proclaim
 from .tpp import Placement, SinkPlan, jobs
 
-# %% ../../nbs/43_stream.distributed.ipynb #ae3faa57
+# %% ../../nbs/43_stream.distributed.ipynb #f43b0809
 @torch.no_grad()
 def run_rank(config:TPPConfig, crew:Crew, board:Board, relay:Relay|None=None, **rendezvous)->int:
     "The life of one rank; returns its exit code. `rendezvous`: `init_method` or `store` of torch.distributed."
     rank, several = crew.rank, crew.several
     torch.set_num_threads(config.decode_threads or config.threads if rank == crew.world - 1 else config.threads)
     watch = Watch(board, config, rank, relay)
+    if "store" in rendezvous: catch_stop(watch)   # torchrun
     watch.start()
     if relay: relay.start()
     try:
@@ -40,7 +41,7 @@ def run_rank(config:TPPConfig, crew:Crew, board:Board, relay:Relay|None=None, **
     except (ValueError, OSError) as e: watch.accuse(rank, f"can't go on: {str(e).splitlines()[0]}")
     except BaseException as e: watch.accuse(rank, f"failed ({type(e).__name__}: {(str(e).splitlines() or [''])[0]})")
     finally:
-        if relay and board.verdict: relay.gone.wait(2.)
+        if relay and board.verdict: relay.gone.wait(5.)
         watch.over.set()
     return 1
 
@@ -69,16 +70,14 @@ def warn_mixed(cards:list):
     if len(set(cards)) < 2: return
     print(f"tpp: warning: mixed devices ({', '.join(cards)}): the slowest sets the pace", file=sys.stderr, flush=True)
 
-# %% ../../nbs/43_stream.distributed.ipynb #827fbd8f
+# %% ../../nbs/43_stream.distributed.ipynb #2b540760
 def launch(config:TPPConfig)->int:
     "Fork one process per rank, watch over them, return the exit code. No process outlives this function."
     threads = len(os.listdir("/proc/self/task")) if os.path.exists("/proc/self/task") else threading.active_count()
     if threads > 1: raise RuntimeError(f"this process runs {threads} threads and can't be forked safely: use run_tpp")
     n = Placement.parse(config.placement).n_ranks
     board, pids = Board(config.folder / "job", n), {}
-    def stop(*signal):
-        text = "tpp: interrupted" + "; go on with --resume" * (board.saved >= 0)
-        if board.condemn(dict(rank=-1, block=-1, why="interrupted", seconds=0, message=text)): print(text, file=sys.stderr, flush=True)
+    stop = lambda *signal: proclaim(board, config, dict(rank=-1, block=-1, why="interrupted", says="tpp: interrupted"))
     for r in range(n):
         pid = os.fork()
         if not pid: be_rank(config, Crew(r, n, r, n), board)
@@ -117,7 +116,7 @@ def watch_over(pids:dict, board:Board, judge:Watch, stop)->dict:
             for r in pids.keys() - codes.keys(): os.kill(pids[r], signal.SIGKILL)
     return codes
 
-# %% ../../nbs/43_stream.distributed.ipynb #aff61b1a
+# %% ../../nbs/43_stream.distributed.ipynb #0676eda6
 def torchrun_rank(config:TPPConfig, crew:Crew)->int:
     "One rank under torchrun: agree on a name for the board, check that all have the same task, run."
     patience = timedelta(seconds=config.startup_s)
@@ -134,7 +133,7 @@ def torchrun_rank(config:TPPConfig, crew:Crew)->int:
     if crew.several:
         own = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False,
                             timeout=timedelta(seconds=config.patience_s))
-        relay = Relay(dist.PrefixStore(f"relay-{job}", own), board, crew.rank)
+        relay = Relay(dist.PrefixStore(f"relay-{job}", own), board, config, crew.rank)
     return run_rank(config, crew, board, relay, store=dist.PrefixStore("run", store))
 
 # %% ../../nbs/43_stream.distributed.ipynb #28c3e533

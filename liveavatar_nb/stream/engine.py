@@ -146,7 +146,7 @@ def listen(self:Engine):
     self.n_blocks = self.sound.n_blocks
     self.refresh = 0 < self.config.refresh_at < self.n_blocks
 
-# %% ../../nbs/43c_stream.engine.ipynb #07361e8b
+# %% ../../nbs/43c_stream.engine.ipynb #67d5b87e
 @patch
 def load(self:Engine):
     "The network where steps run, the VAE where frames are made; the portrait's latent comes from the VAE."
@@ -157,7 +157,7 @@ def load(self:Engine):
         self.portrait = self.vae.encode(portrait_video(c).to(self.device)).contiguous()
     if self.mine:
         self.sampler = BlockSampler(load_dit(c, self.device), p.latent, self.sampler_config)
-        self.dit, self.prompt = self.sampler.net, self.sampler.conditions([self.text])
+        self.dit, self.sampler.text = self.sampler.net, self.sampler.conditions([self.text])
         self.stages = {k: self.sampler.stages[k] for k in self.mine}   # the other stages stay empty
     nets = {part: net for part in ("dit", "vae") if (net := getattr(self, part, None)) is not None}
     self.parameters = {part: sum(x.numel() for x in net.parameters()) for part, net in nets.items()}
@@ -170,7 +170,7 @@ def open_inbox(self:Engine)->Inbox:
     "Receives of latents from the rank before."
     return Inbox(self.rank - 1, self.latent_shape, torch.float32, self.n_blocks - self.first, self.device)
 
-# %% ../../nbs/43c_stream.engine.ipynb #6e0d0edd
+# %% ../../nbs/43c_stream.engine.ipynb #72beb365
 @patch
 def incoming(self:Engine, job)->torch.Tensor:
     "The latent of a block as it comes to this rank: from the neighbour, or the noise that belongs to the block."
@@ -178,9 +178,7 @@ def incoming(self:Engine, job)->torch.Tensor:
     return block_noise(self.latent_shape, self.config.seed, job.block, device=self.device)
 
 @patch
-def outgoing(self:Engine, block:int):
-    "Send the latent on."
-    self.outbox.put(self.x)
+def outgoing(self:Engine, block:int): self.outbox.put(self.x)   # send the latent on
 
 @patch
 def step(self:Engine, job):
@@ -196,14 +194,11 @@ def step(self:Engine, job):
     if job.step == self.place.n_steps - 1 and self.refresh and job.block == 0: self.found_sink()
     self.checkpoint(job.block, lambda: {f"step{k}": s.history.snapshot() for k, s in self.stages.items()})
 
-# %% ../../nbs/43c_stream.engine.ipynb #08de5535
+# %% ../../nbs/43c_stream.engine.ipynb #79338597
 @patch
 def hear(self:Engine, block:int):
     "A block's conditions: its sound, and with guidance the silent twin beside it."
-    sound = self.sound.block(block).to(self.device)
-    sink = self.sink
-    if self.sampler_config.weight != 1: sound, sink = torch.cat([sound, torch.zeros_like(sound)]), torch.cat([sink, sink])
-    return self.dit.refer(self.dit.add_audio(self.prompt, sound, AUDIO_HISTORY), sink, self.preset.block_frames)
+    return self.sampler.hear(self.sound.block(block).to(self.device), AUDIO_HISTORY, self.sink)
 
 @patch
 def decode(self:Engine, job):
@@ -218,14 +213,14 @@ def decode(self:Engine, job):
     self.show(job.block, frames)
 
 @patch
-def show(self:Engine, block:int, frames:np.ndarray): "Hand finished frames to whoever waits for them: nobody, in a run from a file."
+def show(self:Engine, block:int, frames:np.ndarray): "Frames for whoever waits for them: nobody, in a run from a file."
 
 @patch
 def checkpoint(self:Engine, block:int, parts):
     "Save the state of this rank's stages, if it is time; `parts` makes the tensors."
     if self.saver: self.saver.save(block, parts)
 
-# %% ../../nbs/43c_stream.engine.ipynb #2888bf71
+# %% ../../nbs/43c_stream.engine.ipynb #7a6f382b
 @patch
 def found_sink(self:Engine):
     "The first generated latent frame: the sink from block `refresh_at` on."
@@ -236,7 +231,8 @@ def found_sink(self:Engine):
 @patch
 def prefilled(self:Engine, sink:torch.Tensor)->tuple:
     "(keys and values, offsets, latent) of a sink; with guidance for both halves of the batch."
-    kv, offsets = self.dit.prefill(sink if self.sampler_config.weight == 1 else torch.cat([sink, sink]), self.prompt)
+    both = sink if self.sampler_config.weight == 1 else torch.cat([sink, sink])
+    kv, offsets = self.dit.prefill(both, self.sampler.text, backend=self.sampler_config.attention)
     return kv, offsets, sink
 
 @patch
@@ -270,7 +266,7 @@ def put_sink(self:Engine, kv, offsets, latent):
         parts = pack(kv, offsets, latent).values() if self.share else [latent]
         self.coming = self.expect("sink kv" if self.share else "sink latent", True, [(tuple(t.shape), t.dtype) for t in parts])
 
-# %% ../../nbs/43c_stream.engine.ipynb #482d0d82
+# %% ../../nbs/43c_stream.engine.ipynb #d7fc26d8
 KINDS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 def pack(kv, offsets, latent)->dict:
@@ -288,8 +284,9 @@ def tell(self:Engine, tensors:dict, what:str):
     for row, t in zip(head, tensors.values()): row[:2 + t.ndim] = torch.tensor([KINDS.index(t.dtype), t.ndim, *t.shape])
     for r in self.place.denoisers:
         if r == self.rank: continue
-        self.boxes.append(Outbox(r, self.bytes, what, depth=8, group=self.sinks))
-        for t in [head, *tensors.values()]: self.boxes[-1].put(t)
+        box = Outbox(r, self.bytes, what, depth=8, group=self.sinks)
+        for t in [head, *tensors.values()]: box.put(t)
+        self.boxes.append(box)
 
 # %% ../../nbs/43c_stream.engine.ipynb #126eb55d
 @patch

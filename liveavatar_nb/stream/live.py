@@ -116,14 +116,14 @@ def finish(self:LiveEngine, block:int, x:torch.Tensor):
     self.ended, self.n_blocks = True, block
     if self.rank < self.place.n_ranks - 1: self.outbox.put(wrap(END, x))
 
-# %% ../../nbs/43f_stream.live.ipynb #477b01c8
+# %% ../../nbs/43f_stream.live.ipynb #2f8e5e33
 @patch
 def outgoing(self:LiveEngine, block:int): self.outbox.put(wrap(self.sound.heard, self.x))
 
 @patch
 def say(self:LiveEngine, text:str):
     "Another sentence from this block on: text keys and the present sink are made again."
-    self.prompt = self.sampler.conditions([text])
+    self.sampler.text = self.sampler.conditions([text])
     kv, offsets, _ = self.prefilled(self.sink)
     for stage in self.stages.values(): stage.history.set_sink(kv, offsets)
 

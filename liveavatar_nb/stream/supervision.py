@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STATES', 'STARTING', 'WORKING', 'WAITING', 'DONE', 'Board', 'born', 'process_state', 'find_fault', 'Watch',
-           'proclaim', 'inject', 'Crew', 'Relay']
+           'catch_stop', 'proclaim', 'inject', 'Crew', 'Relay']
 
 # %% ../../nbs/43d_stream.supervision.ipynb #5ef8bb04
 import json, os, signal, sys, threading, time
@@ -127,7 +127,7 @@ class Watch(threading.Thread):
         if self.rank >= 0: self.board.slots[self.rank]["beat"] = now
         return find_fault(self.board, self.config, now, self.began, self.rank)
 
-# %% ../../nbs/43d_stream.supervision.ipynb #8e1c5121
+# %% ../../nbs/43d_stream.supervision.ipynb #95f1b8d8
 @patch
 def run(self:Watch):
     while not self.over.wait(.2):
@@ -140,29 +140,41 @@ def run(self:Watch):
 @patch
 def leave(self:Watch):
     "End this process now, whatever the main thread is waiting for."
-    if self.relay: self.relay.gone.wait(2.)   # the other machines hear of it first
+    if self.relay: self.relay.gone.wait(5.)   # the other machines hear of it first
     if self.over.wait(.3): return
     sys.stderr.flush(); sys.stdout.flush()
     os._exit(1)
 
-# %% ../../nbs/43d_stream.supervision.ipynb #7fb4a27f
+# %% ../../nbs/43d_stream.supervision.ipynb #535788eb
+def catch_stop(watch:Watch):
+    "Take SIGTERM in a thread: the main thread may sit in a receive, where no handler runs. Call it before other threads are started."
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    def wait():
+        signal.sigwait({signal.SIGTERM})
+        for _ in range(15):   # three seconds to find out who died
+            fault = watch.look()
+            if fault: watch.accuse(*fault)
+            if watch.over.wait(.2) or watch.board.verdict: return   # `run` sees the verdict, and leaves
+        proclaim(watch.board, watch.config, dict(rank=-1, block=-1, why="interrupted", says="tpp: interrupted"))
+    threading.Thread(target=wait, daemon=True).start()
+
+# %% ../../nbs/43d_stream.supervision.ipynb #14f35ac7
 @patch
-def accuse(self:Watch, rank:int, why:str, hint:bool=True):
+def accuse(self:Watch, rank:int, why:str):
     "Say once, in one line, which rank failed at which block, and end it if it still lives on this machine."
     s, p = self.board.slots[rank], self.placement
     role = " and ".join(([f"step {' '.join(map(str, p.stages[rank]))}"] if p.stages[rank] else []) + ["decode"] * (rank == p.decode))
     block = int(s["block"])
     where = f"at block {block}" if block >= 0 else "before the first block"
-    seconds = int(self.board.slots[p.decode]["written"]) * BLOCK_FRAMES / FPS
     text = f"tpp: rank {rank} ({role}) {why} {where}; the job has ended"
-    if hint and seconds:
-        text += f", {self.config.video} plays (at least {seconds:.2f} s)" + "; go on with --resume" * (self.board.saved >= 0)
-    proclaim(self.board, dict(rank=rank, block=block, why=why, message=text, seconds=seconds))
+    proclaim(self.board, self.config, dict(rank=rank, block=block, why=why, says=text))
 
-def proclaim(board:Board, verdict:dict):
-    "Write and print the verdict, if there is none yet; end the condemned rank if it still lives on this machine."
-    if board.condemn(verdict): print(verdict["message"], file=sys.stderr, flush=True)
-    rank = verdict["rank"]
+def proclaim(board:Board, config:TPPConfig, verdict:dict):
+    "Write and print the verdict, if there is none yet, with what is left; end the condemned rank if it still lives on this machine."
+    rank, seconds = verdict["rank"], int(board.slots[-1]["written"]) * BLOCK_FRAMES / FPS   # the last rank decodes
+    left = f", {config.video} plays (at least {seconds:.2f} s)" if seconds and rank >= 0 else ""
+    message = verdict["says"] + left + "; go on with --resume" * (board.saved >= 0)
+    if board.condemn(verdict | dict(message=message, seconds=seconds)): print(message, file=sys.stderr, flush=True)
     if rank not in board.local: return
     pid, birth = int(board.slots[rank]["pid"]), int(board.slots[rank]["born"])
     if pid and pid != os.getpid() and process_state(pid, birth): os.kill(pid, signal.SIGKILL)
@@ -199,12 +211,12 @@ class Crew:
         "Ranks of this machine; torchrun numbers them in a row."
         return range(self.rank - self.local_rank, self.rank - self.local_rank + self.local_world)
 
-# %% ../../nbs/43d_stream.supervision.ipynb #34b358d7
+# %% ../../nbs/43d_stream.supervision.ipynb #96f88af1
 class Relay(threading.Thread):
     "Carries a rank's row to the other machines and theirs to this one, by way of a store (a torch.distributed.Store of its own)."
-    def __init__(self, store, board:Board, rank:int, every:float=.5):
+    def __init__(self, store, board:Board, config:TPPConfig, rank:int, every:float=.5):
         super().__init__(daemon=True)
-        self.store, self.board, self.rank, self.every = store, board, rank, every
+        self.store, self.board, self.config, self.rank, self.every = store, board, config, rank, every
         self.away = [r for r in range(len(board.slots)) if r not in board.local]
         self.count, self.seen, self.touched, self.gone = 0, {}, time.monotonic(), threading.Event()
     silence = property(lambda self: time.monotonic() - self.touched)   # seconds since the store last answered
@@ -222,7 +234,7 @@ class Relay(threading.Thread):
         row["beat"], row["since"] = now - row["beat"], now - row["since"]
         self.board.slots[rank] = row
 
-# %% ../../nbs/43d_stream.supervision.ipynb #570dbda4
+# %% ../../nbs/43d_stream.supervision.ipynb #f54a441f
 @patch
 def exchange(self:Relay):
     "One round: our row out, theirs in, and the verdict either way."
@@ -231,8 +243,9 @@ def exchange(self:Relay):
     mine = self.board.verdict
     if mine: self.store.compare_set("verdict", "", json.dumps(mine))
     if self.store.check(["verdict"]):
-        if not mine: proclaim(self.board, json.loads(self.store.get("verdict")))
-        self.gone.set()
+        if not mine: proclaim(self.board, self.config, json.loads(self.store.get("verdict")))
+        self.store.set(f"heard{self.rank}", "yes")
+        if all(self.store.check([f"heard{r}"]) for r in self.away): self.gone.set()   # now the store may go, too
     self.touched = time.monotonic()
 
 @patch

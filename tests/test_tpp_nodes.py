@@ -1,0 +1,233 @@
+"The pipeline beyond one launcher: two torchrun agents as two machines, stale boards, slow disks, live sound, devices (43_stream.distributed to 43f_stream.live)."
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import fields, replace
+from datetime import timedelta
+
+import numpy as np
+import pytest
+import torch
+
+from liveavatar_nb.data.audio import load_audio, save_wav
+from liveavatar_nb.stream import engine, settings
+from liveavatar_nb.stream.checkpoint import load_tensors, restore_point, saved_blocks
+from liveavatar_nb.stream.distributed import options, run_tpp, task_trouble
+from liveavatar_nb.stream.live import WAVE, LiveRun
+from liveavatar_nb.stream.settings import TPPConfig, TPPError, one_process
+from liveavatar_nb.stream.supervision import Board, Crew
+from liveavatar_nb.stream.tpp import Placement
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the launcher forks: Linux or macOS")
+ENV = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")} | {"OMP_NUM_THREADS": "1"}
+MODULE = "liveavatar_nb.stream.distributed"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    from PIL import Image
+    folder = tmp_path_factory.mktemp("nodes")
+    t = np.arange(16000 * 4) / 16000
+    save_wav(folder / "voice.wav", .3 * np.sin(1000 * t) * (np.sin(9 * t) > 0))
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(folder / "face.png")
+    return TPPConfig(str(folder / "voice.wav"), str(folder / "face.png"), "calm", str(folder), preset="tiny", placement="01|23|D", n_blocks=7,
+                     refresh_at=4, checkpoint_every=2, record=True)
+
+
+@pytest.fixture(scope="module")
+def judge(config):
+    torch.set_num_threads(1)
+    return one_process(config)
+
+
+def agents(config, tmp_path, ranks=(2, 1)):
+    "torchrun on two 'machines': each its own folder, nothing shared but the network."
+    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    running = []
+    for node, n in enumerate(ranks):
+        folder = tmp_path / f"machine{node}"
+        folder.mkdir(exist_ok=True)
+        file = folder / "config.json"
+        file.write_text(json.dumps(vars(replace(config, outdir=str(folder)))))
+        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(len(ranks)), "--node-rank", str(node), "--nproc-per-node", str(n),
+                   "--master-addr", "127.0.0.1", "--master-port", str(port), "-m", MODULE, "--config", str(file)]
+        running.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV, start_new_session=True))
+    return running
+
+
+def finish(running, seconds=150):
+    "(exit codes, lines that begin with tpp:) of both agents."
+    try: said = [p.communicate(timeout=seconds)[1] for p in running]
+    finally:
+        for p in running:
+            if p.poll() is None: os.killpg(p.pid, signal.SIGKILL)
+    return [p.returncode for p in running], [[line for line in s.splitlines() if line.startswith("tpp:")] for s in said]
+
+
+def test_two_machines_make_the_same_film_survive_a_fault_and_resume(config, judge, tmp_path):
+    codes, lines = finish(agents(replace(config, name="film", fault=[1, 5, "kill"], stretch=[.15] * 6), tmp_path))
+    assert all(codes) and [len(l) for l in lines] == [1, 1], (codes, lines)
+    assert all("rank 1 (step 2 3) died" in l[0] and "at block 5" in l[0] and "--resume" in l[0] for l in lines), lines
+    boards = [next((tmp_path / f"machine{i}" / ".film.tpp").glob("job-*")) for i in (0, 1)]
+    assert len({b.name for b in boards}) == 2   # no machine saw the other's file
+    # each machine holds only its own files, and goes on with them
+    assert not list(boards[0].parent.glob("decode-*")) and not list(boards[1].parent.glob("step*"))
+    # ranks elsewhere find no common block: refused in one line, and the film isn't begun again
+    before = (tmp_path / "machine1" / "film.mp4").read_bytes()
+    codes, lines = finish(agents(replace(config, name="film", resume=True), tmp_path, (1, 2)))
+    assert all(codes) and all(len(l) == 1 and "no checkpoint that all ranks have" in l[0] for l in lines), lines
+    assert (tmp_path / "machine1" / "film.mp4").read_bytes() == before
+    codes, lines = finish(agents(replace(config, name="film", resume=True), tmp_path))
+    assert codes == [0, 0] and lines == [[], []], lines
+    kept, note = (tmp_path / "machine1" / ".film.tpp" / n for n in ("kept.safetensors", "rank0.json"))
+    first = json.loads(note.read_text())["first"]
+    assert first in (2, 4)
+    assert torch.equal(load_tensors(kept)["latents"], judge["latents"][:, :, 3 * first:])
+    assert (tmp_path / "machine1" / "film.mp4").exists() and not (tmp_path / "machine0" / "film.mp4").exists()
+
+
+@pytest.mark.parametrize("change, words", [(dict(seed=5), "rank 2 has another seed"), (dict(image="gone.png"), "gone.png")])
+def test_machines_refuse_what_differs_and_what_is_missing(config, change, words):
+    "All ranks learn of it, before anything is loaded."
+    store, said = torch.distributed.HashStore(), {}
+    def ask(rank):
+        crew = Crew(rank, 3, rank % 2, 2 - rank // 2, rank // 2)
+        said[rank] = task_trouble(replace(config, **change) if rank == 2 else config, crew, store, timedelta(seconds=20))
+    threads = [threading.Thread(target=ask, args=(r,)) for r in range(3)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    assert all(words in said[r] and "\n" not in said[r] for r in range(3)), said
+
+
+def test_an_earlier_verdict_is_not_taken_for_this_jobs(config, tmp_path):
+    "torchrun in a container is always process 1: a board named by that number still holds the verdict of the last job."
+    c = replace(config, name="stale", outdir=str(tmp_path), n_blocks=1)
+    script = f"""
+import os, sys, runpy, json
+from liveavatar_nb.stream.supervision import Board, Crew
+for name in (f"job-{{os.getpid()}}", "job", f"job-{{os.getpid()}}-0"):
+    Board("{c.folder}/" + name, 3).condemn(dict(rank=0, message="tpp: an old story"))
+sys.argv = ["torchrun", "--nproc-per-node", "3", "-m", "{MODULE}", "--config", "{tmp_path}/config.json"]
+runpy.run_module("torch.distributed.run", run_name="__main__")"""
+    (tmp_path / "config.json").write_text(json.dumps(vars(c)))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=ENV)
+    assert done.returncode == 0 and "old story" not in done.stderr, done.stderr[-500:]
+    assert c.video.exists()
+
+
+def test_help_is_printed_once_and_explains_every_option():
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "3", "-m", MODULE, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENV | {"COLUMNS": "100"})
+    assert done.returncode == 0 and done.stdout.count("usage:") == 1, done.stdout
+    words = options().format_help()
+    for f in fields(TPPConfig):
+        if f.type is list: continue
+        option = next(a for a in options()._actions if a.dest == f.name)
+        assert option.help and len(option.help) > 8, f.name
+    assert re.sub(r"\s+", " ", done.stdout).count("same seed, same film") == 1 and "--precision" in words
+
+
+def test_a_slow_disk_never_costs_the_restore_point(config, judge):
+    "Rank 1's checkpoint of block 3 takes three seconds; when the decoder dies meanwhile, block 1 is still there for all."
+    c = replace(config, name="slow", fault=[1, 3, "slow"], stretch=[.3] * 4 + [.3, .1])   # .3 s a job: time for the others to go on
+    child = subprocess.Popen([sys.executable, "-m", MODULE, "--config", "/dev/stdin"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
+    child.stdin.write(json.dumps(vars(c))); child.stdin.close(); child.stdin = None
+    for _ in range(9000):
+        if 3 in saved_blocks(c, "decode") or child.poll() is not None: break
+        time.sleep(.01)
+    late = saved_blocks(c, "step2")
+    os.kill(int(Board(c.folder / "job", 3).slots[2]["pid"]), signal.SIGKILL)
+    _, err = child.communicate(timeout=60)
+    assert late == {1}, f"step 2 was to be late: {late}"
+    assert child.returncode == 1 and "--resume" in err, err
+    assert restore_point(c, Placement.parse(c.placement)) == 2
+    again = run_tpp(c, fault=[], stretch=[], resume=True)
+    assert again.first == 2 and torch.equal(again.kept["latents"], judge["latents"][:, :, 6:])
+
+
+def test_no_promise_without_a_checkpoint(config):
+    with pytest.raises(TPPError) as e: run_tpp(config, name="early", fault=[2, 1, "raise"])
+    assert "plays" in str(e.value) and "--resume" not in str(e.value)
+
+
+@pytest.mark.parametrize("placement", ["0|1|2|3|D", "01|23D"])
+def test_live_sound_and_a_new_sentence(config, placement):
+    "Pushed in crumbs, with another sentence from block 3 on: the bits of one process that is told the same."
+    c = replace(config, name="live", placement=placement, n_blocks=0)
+    samples = load_audio(c.audio)[:int(5.4 * WAVE)]
+    run = LiveRun(c, audio="")
+    for piece in np.array_split(samples[:3 * WAVE], 11): run.push(piece)
+    run.say("angry")
+    for piece in np.array_split(samples[3 * WAVE:], 7): run.push(piece)
+    result = run.close()
+    clips = list(run)
+    save_wav(c.folder.parent / "cut.wav", samples)
+    net, sound = settings.load_dit(c), settings.Sound(replace(c, audio=str(c.folder.parent / "cut.wav")))
+    from liveavatar_nb.stream.sampler import BlockSampler
+    with torch.no_grad():
+        s = BlockSampler(net, settings.get_preset("tiny").latent, settings.sampler_config(c))
+        s.start(settings.load_vae(c).encode(settings.portrait_video(c)), "calm")
+        latents = []
+        for b in range(sound.n_blocks):
+            if b == 3: s.set_text("angry")
+            latents.append(s.block(sound.block(b)))
+    assert len(clips) == 6 and sum(len(clip.frames) for clip in clips) == -(-len(samples) // 640)
+    assert torch.equal(result.kept["latents"], torch.cat(latents, 2))
+    assert np.array_equal(np.concatenate([clip.samples for clip in clips]), samples)
+
+
+def test_a_live_run_that_dies_tells_whoever_talks(config):
+    run = LiveRun(config, name="dies", audio="", n_blocks=0, fault=[1, 2, "raise"])
+    with pytest.raises(TPPError, match=r"rank 1 \(step 2 3\) failed"):
+        run.push(load_audio(config.audio))
+        for _ in run: pass
+    with pytest.raises(ValueError, match="can't be resumed"): LiveRun(config, resume=True)
+
+
+def test_half_precision_is_the_same_in_one_process_and_three(config):
+    c = replace(config, precision="bfloat16", n_blocks=5)
+    half = one_process(c)
+    assert torch.equal(run_tpp(c, name="half").kept["latents"], half["latents"]) and half["latents"].dtype == torch.float32
+    assert not torch.equal(half["latents"], one_process(replace(c, precision="float32"))["latents"])
+
+
+def test_messages_of_a_gpu_go_through_pinned_memory_and_wait_for_one_stream(monkeypatch):
+    "Without a GPU: the calls that a CUDA tensor causes, on stand-ins."
+    calls = []
+    class Stream:
+        def synchronize(self): calls.append("stream")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: calls.append(str(device)) or Stream())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *a: pytest.fail("the whole device is waited for"))
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, pin_memory=False, **k: calls.append(f"pinned {pin_memory}") or empty(*a, **k))
+    engine.settle(torch.device("cuda", 1))
+    assert calls == ["cuda:1", "stream"]
+    engine.host_buffer((2,), torch.float32, torch.device("cuda", 1)); engine.host_buffer((2,), torch.float32, torch.device("cpu"))
+    assert calls[2:] == ["pinned True", "pinned False"]
+
+
+def test_ranks_take_the_gpus_of_their_machine(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True); monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    c = TPPConfig(preset="wan-s2v-14b")
+    assert [settings.device_of(c, r).index for r in range(5)] == [0, 1, 2, 3, 0] and settings.dtype_of(c, settings.device_of(c)) is torch.bfloat16
+    assert c.plan.share is False and replace(c, share=True).plan.share and replace(c, device="cpu").plan.share
+    class Card: name, total_memory = "small card", 24e9
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: Card)
+    with pytest.raises(ValueError, match=r"GPU 0 \(small card\) has 24.0 GB, its part .* needs 5\d"): c.check_memory(Placement.parse("0|1|2|3|D"), range(5))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="no GPU"): settings.device_of(replace(c, device="cuda"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_same_bits_on_a_gpu(config, precision):
+    "Ranks share one card if there is only one; each makes the sink's keys itself."
+    c = replace(config, device="cuda", precision=precision, placement="0|1|2|3|D")
+    run = run_tpp(c, name="gpu")
+    assert torch.equal(run.kept["latents"], one_process(c)["latents"]) and {what for what, *_ in run.bytes} == {"latent", "portrait", "sink latent"}
