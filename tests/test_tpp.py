@@ -151,3 +151,49 @@ def test_command_prints_the_nearest_plan(capsys):
     text = capsys.readouterr().out
     assert "doesn't fit" in text and "nearest plan" in text and result.placement.n_ranks == 2
     assert plan_command("4xA100-80G").placement == Placement.parse("0|1|2|3D")
+
+
+def test_forecasts_beside_public_measurements():
+    "The planner and the simulator against every published speed of chapter 42f; what was fitted is called so."
+    from liveavatar_nb.stream.forecast import bench_forecast, card_fps, paper_claims, reports, training_check
+    result = bench_forecast(say=lambda line: None)
+    assert all(result["holds"].values()), result["holds"]
+    claims = {c.what: c for c in paper_claims() + reports()}
+    assert len(claims) == len(paper_claims() + reports()) - 1 and claims["3 steps, 4 H800, FPS"].kind == "predicted"   # the H20 stands twice
+    assert claims["5 H20, FPS"].kind == "fitted" and card_fps("B200", "01|2D", "bf16") > 40
+    assert training_check().low == pytest.approx(667 / 8 * 3600 / 4000, abs=.1)
+
+
+def test_promises_are_answered_with_their_conditions():
+    from liveavatar_nb.stream.forecast import full_hd, largest_size, layer_split, offloaded, train_forecast, train_gb
+    card = offloaded("RTX5090")
+    assert card["fits"] and card["gb"] < 32 and card["copy_s"] < card["step_s"] and offloaded("RTX5090", bus_gbs=5)["fps"] < card["fps"]
+    assert not layer_split("RTX4090")["fits"] and layer_split("RTX4090", cache_bytes=1)["fits"]
+    small = largest_size("RTX4090", 15.)
+    assert small["fps"] >= 15 and small["size"] < (720, 400) and largest_size("RTX3090", 200.) is None
+    assert full_hd()["fps"] < 5 < 25 < full_hd()["decode_fps"] and full_hd(tiles=1)["decode_fps"] < 25
+    eight = train_forecast()
+    assert eight["stage2_hours"] < 72 and train_forecast(hours=1000)["stage1_steps_that_fit"]["hopeful"] > eight["stage1_steps_that_fit"]["hopeful"]
+    assert train_gb(8)["total"] < 80 < train_gb(1)["total"]
+
+
+@pytest.mark.parametrize("preset", ["pico", "nano"])
+def test_memory_model_is_the_bytes_of_a_full_cache(preset):
+    import torch
+    from liveavatar_nb.model.cache import History, LayerKV
+    from liveavatar_nb.model.presets import PRESETS
+    from liveavatar_nb.stream.cost import get_arch, model_cost
+    arch, c = get_arch(preset), PRESETS[preset].dit
+    h, w, cost = arch.height // 16, arch.width // 16, model_cost(arch)
+    cache = History(h, w, arch.window_frames - 3)
+    kv = lambda n: [LayerKV(*torch.zeros(2, 1, n, c.heads, c.dim // c.heads)) for _ in range(c.layers)]
+    cache.set_sink(kv(h * w), torch.zeros(h * w, 3, dtype=torch.float64))
+    for _ in range(6): cache.append(kv(3 * h * w))
+    counted = sum(t.nbytes for layer in cache.buffers for t in layer) + sum(k.nbytes for k in cache.sink_keys)
+    assert counted == round(2 * (cost.window_bytes + 1.5 * cost.sink_bytes))   # float32 here, 16 bits in the formula
+
+
+def test_a_plan_says_what_sharing_devices_costs():
+    notes = " ".join(plan("3xH200", precision="bf16").notes)
+    assert "up to 2 of 4 steps share a device" in notes and "11.1 GB more" in notes
+    assert not any("share a device" in n for n in plan("5xH200").notes)

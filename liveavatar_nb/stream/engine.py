@@ -146,12 +146,12 @@ def listen(self:Engine):
     self.n_blocks = self.sound.n_blocks
     self.refresh = 0 < self.config.refresh_at < self.n_blocks
 
-# %% ../../nbs/43c_stream.engine.ipynb #67d5b87e
+# %% ../../nbs/43c_stream.engine.ipynb #e643fa81
 @patch
 def load(self:Engine):
     "The network where steps run, the VAE where frames are made; the portrait's latent comes from the VAE."
     c, p = self.config, self.preset
-    self.portrait = torch.empty((1, p.latent[0], 1, *p.latent[1:]))
+    self.portrait = torch.empty(1, p.latent[0], 1, *p.latent[1:])
     if self.decodes:
         self.vae = load_vae(c, self.device)
         self.portrait = self.vae.encode(portrait_video(c).to(self.device)).contiguous()
@@ -166,9 +166,7 @@ def load(self:Engine):
 def latent_shape(self:Engine)->tuple: return (1, self.preset.latent[0], self.preset.block_frames, *self.preset.latent[1:])
 
 @patch
-def open_inbox(self:Engine)->Inbox:
-    "Receives of latents from the rank before."
-    return Inbox(self.rank - 1, self.latent_shape, torch.float32, self.n_blocks - self.first, self.device)
+def open_inbox(self:Engine)->Inbox: return Inbox(self.rank - 1, self.latent_shape, total=self.n_blocks - self.first, device=self.device)
 
 # %% ../../nbs/43c_stream.engine.ipynb #72beb365
 @patch
