@@ -37,7 +37,7 @@ def config(tmp_path_factory):
     save_wav(folder / "voice.wav", .3 * np.sin(1000 * t) * (np.sin(9 * t) > 0))
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(folder / "face.png")
     return TPPConfig(str(folder / "voice.wav"), str(folder / "face.png"), "calm", str(folder), preset="tiny", placement="01|23|D", n_blocks=7,
-                     refresh_at=4, checkpoint_every=2, record=True)
+                     refresh_at=4, checkpoint_every=2, record=True, startup_s=600)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def agents(config, tmp_path, ranks=(2, 1)):
     return running
 
 
-def finish(running, seconds=150):
+def finish(running, seconds=400):
     "(exit codes, lines that begin with tpp:) of both agents."
     try: said = [p.communicate(timeout=seconds)[1] for p in running]
     finally:
@@ -116,14 +116,14 @@ for name in (f"job-{{os.getpid()}}", "job", f"job-{{os.getpid()}}-0"):
 sys.argv = ["torchrun", "--nproc-per-node", "3", "-m", "{MODULE}", "--config", "{tmp_path}/config.json"]
 runpy.run_module("torch.distributed.run", run_name="__main__")"""
     (tmp_path / "config.json").write_text(json.dumps(vars(c)))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=ENV)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=400, env=ENV)
     assert done.returncode == 0 and "old story" not in done.stderr, done.stderr[-500:]
     assert c.video.exists()
 
 
 def test_help_is_printed_once_and_explains_every_option():
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "3", "-m", MODULE, "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENV | {"COLUMNS": "100"})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=ENV | {"COLUMNS": "100"})
     assert done.returncode == 0 and done.stdout.count("usage:") == 1, done.stdout
     words = options().format_help()
     for f in fields(TPPConfig):
@@ -143,7 +143,7 @@ def test_a_slow_disk_never_costs_the_restore_point(config, judge):
         time.sleep(.01)
     late = saved_blocks(c, "step2")
     os.kill(int(Board(c.folder / "job", 3).slots[2]["pid"]), signal.SIGKILL)
-    _, err = child.communicate(timeout=60)
+    _, err = child.communicate(timeout=300)
     assert late == {1}, f"step 2 was to be late: {late}"
     assert child.returncode == 1 and "--resume" in err, err
     assert restore_point(c, Placement.parse(c.placement)) == 2

@@ -170,13 +170,19 @@ def _clip(message:bytes):
     frames = np.frombuffer(message, np.uint8, n * h * w * 3, 40).reshape(n, h, w, 3)
     return AvatarClip(frames, np.frombuffer(message, np.float32, samples, 40 + frames.size), block * BLOCK_FRAMES / 25, block)
 
-# %% ../../nbs/43f_stream.live.ipynb #beb069dd
+# %% ../../nbs/43f_stream.live.ipynb #a802a67f
 @patch
 def _send(self:LiveRun, message:bytes):
     "To the first rank, once it is there."
     self.there.wait()
     try: self.lines[b"in"].send_bytes(message)
-    except OSError: raise self.error or TPPError("tpp: the pipeline has ended") from None
+    except OSError: raise self.ended() from None
+
+@patch
+def ended(self:LiveRun)->Exception:
+    "Why the pipeline is over; waits until it is."
+    self.threads[0].join()
+    return self.error or TPPError("tpp: the pipeline has ended")
 
 @patch
 def push(self:LiveRun, samples):
@@ -190,6 +196,7 @@ def say(self:LiveRun, text:str):
 def __iter__(self:LiveRun):
     "Clips as they are finished, until the film ends."
     while (clip := self.clips.get()) is not None: yield clip
+    self.threads[0].join()
     if self.error: raise self.error
 @patch
 def close(self:LiveRun):
