@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab speedrun book play screenshots export readme clean distclean
+.PHONY: help demo test lab speedrun book play screenshots export readme audit clean distclean
 .DELETE_ON_ERROR:
 
 BIN := .venv/bin
@@ -73,6 +73,10 @@ export: $(DEV)  ## notebooks -> package
 readme: $(DEV)  ## nbs/index.ipynb -> README.md, results/ -> docs/results.md
 	$(BIN)/python tools/mkreadme.py
 	$(BIN)/python tools/mkresults.py
+
+audit: $(DEV)  ## known holes in the pinned packages (without the network it says so)
+	@$(PIP) pip-audit || true
+	$(BIN)/python tools/audit.py
 
 clean:  ## remove what was built (keeps .venv and .venv-book)
 	rm -rf build dist *.egg-info outputs _proc _docs _book .pytest_cache

@@ -118,6 +118,19 @@ def read_weights(name)->tuple[dict, dict]:
     return {k: f.tensor(k) for k in f.names}, f.header
 
 # %% ../../nbs/28_model.presets.ipynb #4af0476f
+def _from_config(f)->nn.Module:
+    "The network that a weights file's header describes, on the meta device: nothing is allocated before the shapes agree."
+    make, config = KINDS[f.header["kind"]]
+    try:
+        values = json.loads(f.header["config"])
+        values = {a.name: tuple(v) if isinstance(v := values[a.name], list) else v for a in fields(config) if a.name in values}
+        large = [k for k, v in values.items() if isinstance(v, (int, float)) and not abs(v) <= (1000 if "layers" in k else 2**20)]
+        if large: raise ValueError(f"{large[0]} is {values[large[0]]}")
+        with torch.device("meta"): return make(config(**values), **(dict(init=False) if make is DiT else {}))
+    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, AssertionError, IndexError, AttributeError) as e:
+        why = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise PresetError(f"{f.path.name} describes no network that can be built ({why}): fetch it again") from e
+
 def load_weights(
     name,                       # file, or a name that is shipped
     network:nn.Module=None,     # load into this one; None = a new one, built from the config in the file's header
@@ -128,10 +141,7 @@ def load_weights(
     f = WeightsFile(name)
     if network is None:
         if f.header.get("kind") not in KINDS: raise PresetError(f"{f.path.name} doesn't say what it is: it was not written by save_weights")
-        make, config = KINDS[f.header["kind"]]
-        values = json.loads(f.header["config"])
-        values = {a.name: tuple(v) if isinstance(v := values[a.name], list) else v for a in fields(config) if a.name in values}
-        with torch.device("meta"): network = make(config(**values), **(dict(init=False) if make is DiT else {}))
+        network = _from_config(f)
     own = network.state_dict()
     for what, names in (("lacks", own.keys() - set(f.names)), ("has an unknown", set(f.names) - own.keys()),
                         ("has another shape of", {k for k in own.keys() & set(f.names) if tuple(own[k].shape) != f.shape(k)})):

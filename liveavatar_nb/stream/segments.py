@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-from .film import OutputError, boxes, check_writable, claim, write_whole
+from .film import boxes_of, check_writable, claim, is_finished, write_whole
 from .writer import BLOCK_FRAMES, Segment, VideoWriter
 
 # %% ../../nbs/44b_stream.segments.ipynb #03a7d0fe
@@ -57,12 +57,8 @@ class Job:
         self.index, self.ended = None, False
         path = self.folder/"index.json"
         if resume and path.exists(): self.index = read_index(path)
-        elif resume and self.film.exists() and not any(self.folder.glob("state-*")): self.check_whole()
+        elif resume and self.film.exists(): self.ended = is_finished(self.film)
         if not resume: self.forget()
-    def check_whole(self):
-        "A film without an index: is it finished already?"
-        with open(self.film, "rb") as f: start = f.read(4096)
-        self.ended = b"mehd" in start
     def forget(self):
         "Nothing of an earlier run counts any more."
         for f in [self.folder/"index.json", *self.folder.glob("*.safetensors"), *self.folder.glob("*.part")]: f.unlink(missing_ok=True)
@@ -111,8 +107,7 @@ def finish(self:Job):
 # %% ../../nbs/44b_stream.segments.ipynb #87208f51
 def init_end(film:str|Path)->int:
     "Where the first fragment begins: before it stands what a player needs to know of the codecs."
-    with open(film, "rb") as f: head = f.read(65536)
-    return next((start for name, start, _ in boxes(head) if name == "moof"), 0)
+    return next((start for name, start, _ in boxes_of(film) if name == "moof"), 0)
 
 def playlist(
     film:str|Path,
