@@ -266,7 +266,7 @@ def close(self:VideoWriter):
     if self.n_frames:
         missing = self.n_samples / self.rate - self.seconds              # seconds of picture (or, if negative, of sound)
         held = max(0, int(missing * self.fps + 1e-6))
-        silence = max(0, round(-missing * self.rate))                     # a sound of one sample must make a film, too
+        silence = round(-missing * self.rate) if missing < -1 / self.fps or (missing < 0 and not self.size) else 0   # even one sample makes a film
         self._encode(self._marked(np.stack([self.last] * held)) if held else [], np.zeros(silence, np.float32))
         for kind, stream in enumerate(self.encoders.streams): self.packets += [(kind, p) for p in stream.encode(None)]
         self._save()
