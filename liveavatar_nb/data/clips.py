@@ -17,7 +17,7 @@ import numpy as np
 from .audio import SAMPLE_RATE, audio_features, save_wav
 from .speech import VISEME_CHANNELS, Speech, Voice, random_speech, speak, visemes
 from .world import (MANNERS, MOODS, MOTION_CHANNELS, MOTION_HIGH, MOTION_LOW, SPECIES, Identity, idle_motion,
-                                      random_identity, render, render_portrait, split_seed)
+                                      random_identity, render, render_portrait, split_seed, world_of)
 
 # %% ../../nbs/13_data.clips.ipynb #482431f1
 FRAME = SAMPLE_RATE // 25          # samples of sound for one video frame
@@ -39,19 +39,21 @@ def emphasis(samples: np.ndarray,  # (n,) float32 at 16 kHz
 # %% ../../nbs/13_data.clips.ipynb #a4e47bcf
 def speech_motion(samples: np.ndarray, # (n,) sound at 16 kHz
                   phonemes: list,      # its phonemes, as in `Speech`
-                  n_frames: int        # video frames
+                  n_frames: int,       # video frames
+                  world="calm"         # a `World` or its name: how deep a nod is
                  ) -> dict:            # channel name -> (n_frames,)
     "What speech adds to an idle face: the mouth from the phonemes, a nod and raised brows from the emphasis."
     mouth, stress = visemes(phonemes, n_frames), emphasis(samples, n_frames)
-    return dict(zip(VISEME_CHANNELS, mouth.T)) | dict(pitch=-.05 * stress, brow_raise=.12 * stress)
+    return dict(zip(VISEME_CHANNELS, mouth.T)) | dict(pitch=-.05 * world_of(world).head * stress, brow_raise=.12 * stress)
 
 # %% ../../nbs/13_data.clips.ipynb #509323a6
 def talking_motion(speech: Speech, n_frames: int, seed: int, mood: str = "calm", manner: str = "still",
-                   start: int = 0 # first frame of the idle motion
+                   start: int = 0, # first frame of the idle motion
+                   world="calm"    # a `World` or its name
                   ) -> np.ndarray: # (n_frames, 15) float32
     "The full motion track of a speaking face: idle motion with its mood, and what the speech adds."
-    motion = idle_motion(n_frames, seed, mood, manner, start=start)
-    for channel, track in speech_motion(speech.samples, speech.phonemes, n_frames).items():
+    motion = idle_motion(n_frames, seed, mood, manner, start=start, world=world)
+    for channel, track in speech_motion(speech.samples, speech.phonemes, n_frames, world).items():
         motion[:, MOTION_CHANNELS.index(channel)] += track
     return np.clip(motion, MOTION_LOW, MOTION_HIGH).astype(np.float32)
 
@@ -119,15 +121,16 @@ def make_clip(
     *,
     identity: Identity | None = None, mood: str | None = None, manner: str | None = None, speech: Speech | None = None, # None = drawn from the seed
     rough: bool = False,      # put the voice through a worse microphone
+    world="calm",             # a `World` or its name
 ) -> Clip:
     "A clip out of a seed. ValueError: negative seed, no frames, unknown split, mood or manner."
     if seed < 0 or n_frames < 1: raise ValueError(f"seed {seed} with {n_frames} frames: use a seed of 0 or more and at least 1 frame")
     rng = np.random.default_rng([seed, split == "heldout", 13])
-    drawn = random_identity(split_seed(split, seed)), MOODS[rng.integers(len(MOODS))], MANNERS[rng.integers(len(MANNERS))]
+    drawn = random_identity(split_seed(split, seed), world=world), MOODS[rng.integers(len(MOODS))], MANNERS[rng.integers(len(MANNERS))]
     identity, mood, manner = (d if given is None else given for d, given in zip(drawn, (identity, mood, manner)))
     words = caption(identity.species, mood, manner, rng)
     speech = random_speech(seed, split, n_frames / 25) if speech is None else speech
-    motion = talking_motion(speech, n_frames, int(rng.integers(1 << 30)), mood, manner, int(rng.integers(1 << 14)))
+    motion = talking_motion(speech, n_frames, int(rng.integers(1 << 30)), mood, manner, int(rng.integers(1 << 14)), world)
     samples = np.zeros(n_frames * FRAME, np.float32)
     samples[:len(speech.samples)] = speech.samples[:len(samples)]
     if rough: samples = roughen(samples, rng)
@@ -145,6 +148,7 @@ class ClipDataset:
     length: int = 1_000_000
     start: int = 0
     rough: bool = False
+    world: str = "calm"
 
     def __len__(self) -> int: return self.length
 
@@ -153,7 +157,7 @@ class ClipDataset:
         if not -self.length <= i < self.length: raise IndexError(f"clip {i}: the data set has {self.length}")
         return self.start + i % self.length
 
-    def __getitem__(self, i: int) -> Clip: return make_clip(self.seed(i), self.split, self.n_frames, self.size, rough=self.rough)
+    def __getitem__(self, i: int) -> Clip: return make_clip(self.seed(i), self.split, self.n_frames, self.size, rough=self.rough, world=self.world)
 
     def walk(self, first: int = 0, worker: int = 0, workers: int = 1) -> Iterator[Clip]:
         "Clips first + worker, first + worker + workers, … for ever (after the last comes the first)."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LORA_TARGETS', 'RollOut', 'block_conditions', 'exit_step', 'roll_out', 'replay', 'clip_velocity', 'noised',
-           'score_gradient', 'fake_loss', 'LowRank', 'add_lora', 'merge_lora', 'draw_exit', 'new_seed', 'clip_numbers',
-           'Distiller', 'load_pair', 'check_student', 'train_distill', 'finish_student']
+           'score_gradient', 'fake_loss', 'LowRank', 'add_lora', 'merge_lora', 'shorter', 'draw_exit', 'new_seed',
+           'clip_numbers', 'Distiller', 'load_pair', 'check_student', 'train_distill', 'finish_student']
 
 # %% ../../nbs/35_train.distill.ipynb #3978a3f7
 import math
@@ -23,7 +23,7 @@ from ..stream.sampler import BlockSampler, SamplerConfig, block_noise
 from .dmd import critic_loss, dmd_gradient, sample_sigma
 from .latents import AUDIO_HISTORY, LatentClips
 from .loop import Optim, fit, load_ema, read_log, to_device
-from .teacher import sink_past, sink_place, start_from
+from .teacher import clip_sets, sink_past, sink_place, start_from
 
 # %% ../../nbs/35_train.distill.ipynb #400372fb
 @dataclass
@@ -63,7 +63,7 @@ def roll_out(sampler:BlockSampler, # of the student; its config says levels, pol
     for b in range((batch["audio"].shape[1] - AUDIO_HISTORY) // (4 * c.block_frames)):
         if b == c.refresh_at: sampler.set_sink(out[0][:, :, :1])
         conditions = block_conditions(net, sampler.text, batch, sampler.sink, b, c.block_frames)
-        x = block_noise((len(sink), sink.shape[1], c.block_frames, *sink.shape[3:]), c.seed, b, device=sink.device)
+        x = block_noise((len(sink), sink.shape[1], c.block_frames, *sink.shape[3:]), c.seed, b, device=sink.device, drawn_on=c.noise_on)
         for stage in sampler.stages[:exit]: x = stage(x, b, conditions)
         inputs.append(x); out.append(exit_step(sampler, x, exit, conditions))
     return RollOut(torch.cat(out, 2), inputs, exit)
@@ -139,6 +139,10 @@ def merge_lora(net:nn.Module)->nn.Module:
     return net.requires_grad_(True)
 
 # %% ../../nbs/35_train.distill.ipynb #18130572
+def shorter(batch:dict, frames:int)->dict:
+    "The first latent frames of a batch of windows."
+    return batch | dict(latents=batch["latents"][:, :, :frames], audio=batch["audio"][:, :AUDIO_HISTORY + 4 * frames])
+
 def draw_exit(steps:int, rng:torch.Generator, exits:tuple|None=None)->int:
     "The exit step of a roll-out: uniform, or with the given weights (all on the last step: `(0, 0, 0, 1)`)."
     w = torch.ones(steps) if exits is None else torch.tensor(exits, dtype=torch.float32)
@@ -156,26 +160,29 @@ def clip_numbers(x0:Tensor, truth:Tensor)->dict:
 class Distiller:
     "The training step of stage 2; a step function for `train.loop.fit` with the networks `student` and `fake`."
     def __init__(self, student:DiT, fake:DiT, real:DiT, config:SamplerConfig, weight:float=1.5, ratio:int=1, reuse:bool=True,
-                 exits:tuple=None, shift:float=1., normaliser:str="batch", sink_distances:tuple=None):
+                 exits:tuple=None, shift:float=1., normaliser:str="batch", sink_distances:tuple=None, block_frames:tuple=None):
         self.student, self.fake, self.real, self.config = student, fake, real.requires_grad_(False).eval(), config
         self.weight, self.ratio, self.reuse, self.exits = weight, ratio, reuse, exits
-        self.shift, self.normaliser, self.sink_distances = shift, normaliser, sink_distances
+        self.shift, self.normaliser, self.sink_distances, self.block_frames = shift, normaliser, sink_distances, block_frames
     def sampler(self, latent:tuple, rng)->BlockSampler:
         "The student's sampler with a fresh seed and, if asked for, a random sink distance."
         c = replace(self.config, seed=new_seed(rng))
+        if self.block_frames: c = replace(c, block_frames=int(self.block_frames[int(torch.randint(len(self.block_frames), (1,), generator=rng, device=rng.device))]))
         if self.sink_distances: c = replace(c, sink_distance=float(torch.randint(self.sink_distances[0], self.sink_distances[1] + 1, (1,), generator=rng, device=rng.device)))
         return BlockSampler(self.student, latent, c)
-    def roll(self, batch, rng)->tuple[BlockSampler, RollOut]:
+    def roll(self, batch, rng)->tuple[BlockSampler, dict, RollOut]:
         sampler = self.sampler((batch["sink"].shape[1], *batch["sink"].shape[3:]), rng)
-        return sampler, roll_out(sampler, batch, draw_exit(self.config.steps, rng, self.exits))
+        if sampler.config.block_frames == 1: batch = shorter(batch, 12)   # a block a latent frame: as many calls, fewer frames
+        return sampler, batch, roll_out(sampler, batch, draw_exit(self.config.steps, rng, self.exits))
     def __call__(self, step:int, batch:dict, rng:torch.Generator):
         "Yields (network, loss, numbers): the student's gradient is there already, so its loss is None."
-        sampler, roll = self.roll(batch, rng)
+        whole = batch
+        sampler, batch, roll = self.roll(whole, rng)
         gradient, gap = score_gradient(self.real, self.fake, roll.x0, batch, rng, self.weight, self.shift, self.normaliser)
         replay(sampler, batch, roll, gradient)
         yield "student", None, dict(gap=gap) | (clip_numbers(roll.x0, batch["latents"]) if roll.exit == self.config.steps - 1 else {})
         for k in range(self.ratio):
-            if k or not self.reuse: _, roll = self.roll(batch, rng)
+            if k or not self.reuse: _, batch, roll = self.roll(whole, rng)
             yield "fake", fake_loss(self.fake, roll.x0, batch, rng, self.shift), {}
 
 # %% ../../nbs/35_train.distill.ipynb #37856c59
@@ -213,6 +220,7 @@ def train_distill(preset="pico",  # name or Preset
     batch:int=8, n_blocks:int=6, lr:float=2e-5, lr_fake:float=6e-5, ema:float=.99, clip:float=10.,
     window_frames:int=None,      # past latent frames that the student sees; None: the preset's
     sink_distance:float=30., sink_distances:tuple=None,    # sink distance of the stream; drawn from a range in training
+    block_frames:tuple=None,     # sizes of blocks in training, e.g. (3, 3, 1), drawn for each update; None: the preset's
     refresh_at:int=None,         # block from which on the sink is the first generated latent
     lora:int=0, lora_alpha:float=None,                     # rank of a low-rank change instead of full training
     seed:int=0, autocast:bool=False, device=None, validate_every:int=50, limit:int=None, config=None, progress:bool=True, **options,
@@ -226,11 +234,11 @@ def train_distill(preset="pico",  # name or Preset
         m.eval()
         if lora: add_lora(m, lora, lora_alpha)
     sampler = SamplerConfig(levels=levels or tuple(sigmas(n_steps, step_shift).tolist()), policy=policy, solver=solver, window_frames=window_frames or p.window_frames,
-                            block_frames=p.block_frames, sink_distance=sink_distance, refresh_at=refresh_at)
-    train, heldout = LatentClips(data, "train", limit), LatentClips(data, "heldout")
+                            block_frames=p.block_frames, sink_distance=sink_distance, refresh_at=refresh_at, noise_on="cpu" if device == "cpu" else "cuda")
+    train, heldout = clip_sets(data, limit)
     checks = [heldout.batch(i, min(batch, len(heldout)), n_blocks, seed=99) for i in range(2)]
-    step_fn = Distiller(net, fake, real, sampler, weight, ratio, reuse, exits, shift, normaliser, sink_distances)
-    settings = dict(teacher=_name(teacher), student=_name(student), weight=weight, shift=shift, normaliser=normaliser, ratio=ratio, reuse=reuse, exits=exits, batch=batch, n_blocks=n_blocks,
+    step_fn = Distiller(net, fake, real, sampler, weight, ratio, reuse, exits, shift, normaliser, sink_distances, block_frames)
+    settings = dict(block_frames=block_frames, teacher=_name(teacher), student=_name(student), weight=weight, shift=shift, normaliser=normaliser, ratio=ratio, reuse=reuse, exits=exits, batch=batch, n_blocks=n_blocks,
                     lr=lr, lr_fake=lr_fake, ema=ema, lora=lora, lora_alpha=lora_alpha, sink_distances=sink_distances, seed=seed, vae=train.vae, clips=len(train))
     optim = {name: Optim(lr=r, betas=(0., .999), clip=clip, ema=ema) for name, r in (("student", lr), ("fake", lr_fake))}
     run = fit(step_fn, {"student": net, "fake": fake}, lambda step, seed: train.batch(step, batch, n_blocks, seed), out, optim, steps=steps, minutes=minutes, seed=seed,
@@ -239,7 +247,7 @@ def train_distill(preset="pico",  # name or Preset
     return finish_student(net, out, preset, run, sampler, settings)
 
 # %% ../../nbs/35_train.distill.ipynb #d57ca300
-def _plain(config:SamplerConfig)->dict: return {k: v for k, v in asdict(config).items() if k not in ("seed", "weight")}
+def _plain(config:SamplerConfig)->dict: return {k: v for k, v in asdict(config).items() if k not in ("seed", "weight", "noise_on")}
 def _name(source)->str: return Path(str(source)).name
 
 def finish_student(net:DiT, out, preset, run, sampler:SamplerConfig, settings:dict)->DiT:

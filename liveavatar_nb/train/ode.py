@@ -20,7 +20,7 @@ from ..model.masks import block_causal_mask
 from ..model.presets import card_of, find_weights, load_weights, preset as get_preset
 from ..stream.sampler import BlockSampler, SamplerConfig, many_steps
 from .latents import AUDIO_HISTORY, LatentClips, mapped
-from .loop import Optim, fit, mix, write_checkpoint
+from .loop import Optim, fit, mix, to_device, write_checkpoint
 from .teacher import cell_weight, finish, sink_past, sink_place, start_from
 
 # %% ../../nbs/36_train.ode.ipynb #5713041b
@@ -123,18 +123,19 @@ def train_ode(preset="pico",      # name or Preset
     minutes:float=None, steps:int=None, resume:bool=False,
     init="pico_forcing",          # stage 1: run folder, weights file or shipped name
     batch:int=18, lr:float=4e-4, muon:float=0., ema:float=.998, moving:float=0.,
-    seed:int=0, validate_every:int=100, progress:bool=True, config=None,
+    seed:int=0, validate_every:int=100, progress:bool=True, config=None, device=None, autocast:bool=False,
 )->DiT:
     "Trains the start of a few-step student; returns it averaged, written to out/weights.safetensors too."
     torch.manual_seed(seed)
-    train, heldout = PathClips(data, "train"), PathClips(data, "heldout")
-    net = start_from(DiT(config or get_preset(preset).dit), init)
+    train, heldout = data if isinstance(data, tuple) else (PathClips(data, "train"), PathClips(data, "heldout"))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    net = start_from(DiT(config or get_preset(preset).dit), init).to(device)
     window = train.state["window_frames"]
     step_fn = lambda step, b, rng: ode_loss(net, b, rng, moving, window // 3 + 1)
     checks = [heldout.batch(i, 2 * len(train.levels), seed=99) for i in range(2)]
     def validate():
-        with torch.no_grad(): return dict(val=float(np.mean([ode_loss(net, b, torch.Generator().manual_seed(1), 0., window // 3 + 1)[0].item() for b in checks])))
+        with torch.no_grad(): return dict(val=float(np.mean([ode_loss(net, to_device(b, device), torch.Generator(device).manual_seed(1), 0., window // 3 + 1)[0].item() for b in checks])))
     settings = dict(init=Path(str(init)).name, batch=batch, lr=lr, muon=muon, ema=ema, moving=moving, seed=seed, paths=train.state, clips=len(train))
     run = fit(step_fn, net, lambda step, seed: train.batch(step, batch, seed), out, Optim(lr=lr, muon=muon, ema=ema), steps=steps, minutes=minutes, seed=seed,
-              resume=resume, validate=validate, validate_every=validate_every, config=settings | {"dit": asdict(net.config)}, progress=progress)
+              resume=resume, autocast=autocast, validate=validate, validate_every=validate_every, config=settings | {"dit": asdict(net.config)}, progress=progress)
     return finish(net, out, "ode", preset, run, settings, sampler=dict(levels=sigmas(4).tolist(), policy="timestep", solver="renoise", window_frames=window))

@@ -15,16 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.world import MOODS, MOTION_CHANNELS, idle_motion, random_identity, render, split_seed
+from ..data.world import MOODS, MOTION_CHANNELS, idle_motion, random_identity, render, split_seed, world_of
 from ..model.presets import read_weights, save_weights
 from ..model.vae import VAEConfig, VideoVAE
 from .loop import Optim, fit, load_ema
 
 # %% ../../nbs/30b_train.vae.ipynb #e31728e8
-def random_film(rng, n_frames:int=9, size:int=128, split:str="train")->np.ndarray:
+def random_film(rng, n_frames:int=9, size:int=128, split:str="train", world="calm")->np.ndarray:
     "A short film of a random face with a wandering mouth: (n_frames, size, size, 3) uint8."
-    identity = random_identity(split_seed(split, int(rng.integers(1 << 30))))
-    motion = idle_motion(n_frames, int(rng.integers(1 << 30)), mood=MOODS[rng.integers(len(MOODS))], manner=("still", "lively")[rng.integers(2)])
+    identity = random_identity(split_seed(split, int(rng.integers(1 << 30))), world=world)
+    motion = idle_motion(n_frames, int(rng.integers(1 << 30)), mood=MOODS[rng.integers(len(MOODS))], manner=("still", "lively")[rng.integers(2)],
+                         start=int(rng.integers(1 << 12)), world=world)
     knots = np.arange(0, n_frames + 3, 3)
     for channel in range(MOTION_CHANNELS.index("smile")):
         targets = np.clip(rng.normal(.25, .4, len(knots)), 0, 1) * (rng.random() < .8)
@@ -42,12 +43,13 @@ def to_frames(video:Tensor)->np.ndarray:
     return ((video[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()
 
 # %% ../../nbs/30b_train.vae.ipynb #aa21f6f3
-def vae_batch(step:int, seed:int, batch:int=4)->Tensor:
-    "Batch of films, a pure function of (step, seed): uint8 (B, T, H, W, 3) with H = W = 64 or 128."
+def vae_batch(step:int, seed:int, batch:int=4, world="calm")->Tensor:
+    "Batch of films, a pure function of (step, seed): uint8 (B, T, H, W, 3) with H = W = 64 or 128; close-ups are 64."
     rng = np.random.default_rng([seed, step])
+    if world_of(world).zoom > 1: return np.stack([random_film(rng, size=64, world=world) for _ in range(batch)])
     kind = rng.choice(["crop", "small", "whole"], p=[.6, .2, .2])
-    if kind == "whole": return np.stack([random_film(rng) for _ in range(max(batch // 4, 1))])
-    films = np.stack([random_film(rng, size=64 if kind == "small" else 128) for _ in range(batch)])
+    if kind == "whole": return np.stack([random_film(rng, world=world) for _ in range(max(batch // 4, 1))])
+    films = np.stack([random_film(rng, size=64 if kind == "small" else 128, world=world) for _ in range(batch)])
     if kind == "small": return films
     y, x = rng.integers(0, 65, 2)
     return films[:, :, y:y + 64, x:x + 64]
@@ -59,13 +61,15 @@ def film_loss(shown:Tensor, video:Tensor)->tuple[Tensor, dict]:
     weight = 1 + 3 * (4 * (video - video[:, :, :1]).abs().amax(1, keepdim=True)).clamp(max=1)
     return (weight * error.abs()).mean() + error.square().mean(), dict(psnr=psnr(error.detach()))
 
-def vae_loss(vae:VideoVAE, video:Tensor, rng:torch.Generator=None, noise:float=.15)->tuple[Tensor, dict]:
-    "`film_loss` of films (B, 3, T, H, W) that went through the VAE. `noise` is in units of the latents' deviation."
-    mean, logvar = vae.posterior(video)
-    z = mean + (logvar / 2).exp() * torch.randn(mean.shape, generator=rng)
-    strength = noise * torch.rand(len(z), 1, 1, 1, 1, generator=rng) * (torch.rand(len(z), 1, 1, 1, 1, generator=rng) < .5)
-    z = z + strength * vae.latent_std[:, None, None, None] * torch.randn(z.shape, generator=rng)
-    return film_loss(vae.reconstruct(z), video)
+def vae_loss(vae:VideoVAE, video:Tensor, rng:torch.Generator=None, noise:float=.15, kl:float=0.)->tuple[Tensor, dict]:
+    "`film_loss` of films (B, 3, T, H, W) that went through the VAE. `noise` is in units of the latents' deviation; `kl` pulls a code with a spread to unit size."
+    (mean, logvar), d = vae.posterior(video), video.device
+    z = mean + (logvar / 2).exp() * torch.randn(mean.shape, generator=rng, device=d)
+    strength = noise * torch.rand(len(z), 1, 1, 1, 1, generator=rng, device=d) * (torch.rand(len(z), 1, 1, 1, 1, generator=rng, device=d) < .5)
+    z = z + strength * vae.latent_std[:, None, None, None] * torch.randn(z.shape, generator=rng, device=d)
+    loss, numbers = film_loss(vae.reconstruct(z), video)
+    if kl: loss = loss + kl * .5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+    return loss, numbers
 
 def psnr(error:Tensor)->float:
     "Peak signal-to-noise ratio in dB of an error on the scale [-1, 1]."
@@ -73,28 +77,28 @@ def psnr(error:Tensor)->float:
 
 # %% ../../nbs/30b_train.vae.ipynb #f84b8e62
 @torch.no_grad()
-def held_out_psnr(vae:VideoVAE, size:int=128, films:int=8, seed:int=0, n_frames:int=13)->float:
+def held_out_psnr(vae:VideoVAE, size:int=128, films:int=8, seed:int=0, n_frames:int=13, world="calm")->float:
     "Mean PSNR in dB over held-out faces, encoded and decoded, clamped to [-1, 1]."
     rng = np.random.default_rng([seed, 77])
     scores = []
     for _ in range(films):
-        video = to_video(random_film(rng, n_frames, size, "heldout"))
+        video = to_video(random_film(rng, n_frames, size, "heldout", world))
         scores.append(psnr(vae.decode(vae.encode(video)).clamp(-1, 1) - video))
     return float(np.mean(scores))
 
 @torch.no_grad()
-def set_latent_scale(vae:VideoVAE, films:int=96, seed:int=1, size:int=128):
+def set_latent_scale(vae:VideoVAE, films:int=96, seed:int=1, size:int=128, world="calm"):
     "Measure mean and standard deviation of each latent channel over training films and keep them in the buffers."
     vae.latent_mean.zero_(); vae.latent_std.fill_(1)
     rng = np.random.default_rng([seed, 78])
-    z = torch.cat([vae.encode(to_video(random_film(rng, 13, size))) for _ in range(films)])
+    z = torch.cat([vae.encode(to_video(random_film(rng, 13, size, world=world))) for _ in range(films)])
     vae.latent_mean.copy_(z.mean((0, 2, 3, 4))); vae.latent_std.copy_(z.std((0, 2, 3, 4)))
 
 # %% ../../nbs/30b_train.vae.ipynb #d919b2d7
-def patches_of_films(vae:VideoVAE, films:int=200, seed:int=0)->Tensor:
-    "(N, 768) cells of 4×8×8 pixels of random training films, a quarter of them small."
-    rng = np.random.default_rng([seed, 76])
-    return torch.cat([vae.linear.patches(to_video(random_film(rng, 13, (128, 64)[i % 4 == 3])), True).flatten(0, 3) for i in range(films)])
+def patches_of_films(vae:VideoVAE, films:int=200, seed:int=0, world="calm")->Tensor:
+    "(N, 768) cells of 4×8×8 pixels of random training films, a quarter of them small, all of them in a close-up."
+    rng, sizes = np.random.default_rng([seed, 76]), (64,) * 4 if world_of(world).zoom > 1 else (128, 128, 128, 64)
+    return torch.cat([vae.linear.patches(to_video(random_film(rng, 13, sizes[i % 4], world=world)), True).flatten(0, 3) for i in range(films)])
 
 def components(x:Tensor, n:int)->tuple[Tensor, Tensor]:
     "The `n` strongest principal components (768, n) of centred rows `x`, and the fourth roots of their variances."
@@ -116,9 +120,9 @@ def exchange_components(vae:VideoVAE, n:int, x:Tensor):
     line.into.weight.copy_(turn @ code); line.into.bias.copy_(turn @ bias); line.out.weight.copy_(back @ turn.T)
 
 @torch.no_grad()
-def linear_code(vae:VideoVAE, films:int=200, seed:int=0, moving:int=2):
+def linear_code(vae:VideoVAE, films:int=200, seed:int=0, moving:int=2, world="calm"):
     "Set the linear path to principal components of training films, `moving` of them changes within a cell; the decoder's convolutions add zero at first."
-    x, line = patches_of_films(vae, films, seed), vae.linear
+    x, line = patches_of_films(vae, films, seed, world), vae.linear
     mean, turn = x.mean(0), hadamard_turn(vae.config.z_dim)
     u, scale = components(x - mean, vae.config.z_dim)
     line.into.weight.copy_(turn @ (u / scale).T); line.into.bias.copy_(-line.into.weight @ mean)
@@ -135,22 +139,24 @@ def train_vae(
     init=None,                   # start from these weights (VideoVAE, file or shipped name); parts that they lack start anew
     exchange:int=0,              # so many of `init`'s weakest components go to changes within a cell
     batch:int=4, lr:float=2e-3, ema:float=.998, seed:int=0, autocast:bool=False, validate_every:int=200,
+    world="calm",                # what the films show: a `World` or its name
 )->VideoVAE:
     "Trains the VAE on the procedural world; returns it with averaged weights and measured latent scale, written to out/weights.safetensors too."
     torch.manual_seed(seed)
+    size = 64 if world_of(world).zoom > 1 else 128
     vae = init if isinstance(init, VideoVAE) else VideoVAE(config)
     given = read_weights(init)[0] if isinstance(init, (str, Path)) else {}
-    if vae.linear is not None and vae is not init and not {"linear.into.weight", "decoder.head.2.weight"} <= given.keys(): linear_code(vae, seed=seed)
+    if vae.linear is not None and vae is not init and not {"linear.into.weight", "decoder.head.2.weight"} <= given.keys(): linear_code(vae, seed=seed, world=world)
     vae.load_state_dict(given, strict=False)
     if exchange and vae.linear is None: raise ValueError("exchange is for a VAE with a linear code: leave it out, or choose a config with encoder='linear'")
-    if exchange: exchange_components(vae, exchange, patches_of_films(vae, seed=seed))
+    if exchange: exchange_components(vae, exchange, patches_of_films(vae, seed=seed, world=world))
     if vae.linear is not None:
         vae.linear.into.requires_grad_(False)                   # the latent space stays about where it is
-        set_latent_scale(vae)
+        set_latent_scale(vae, size=size, world=world)
     def step_fn(step, batch, rng): return vae_loss(vae, to_video(batch), rng)
-    fit(step_fn, vae, lambda step, seed: vae_batch(step, seed, batch), out, Optim(lr=lr, ema=ema), steps=steps, minutes=minutes, seed=seed, resume=resume, autocast=autocast, ahead=True,
-        validate=lambda: dict(psnr_held_out=held_out_psnr(vae, films=4)), validate_every=validate_every)
+    fit(step_fn, vae, lambda step, seed: vae_batch(step, seed, batch, world), out, Optim(lr=lr, ema=ema), steps=steps, minutes=minutes, seed=seed, resume=resume, autocast=autocast, ahead=True,
+        validate=lambda: dict(psnr_held_out=held_out_psnr(vae, size, films=4, world=world)), validate_every=validate_every)
     updates = load_ema(out, vae)
-    if vae.linear is None: set_latent_scale(vae)
-    save_weights(Path(out)/"weights.safetensors", vae, "vae", dict(stage="vae", updates=updates, seed=seed, batch=batch, lr=lr, ema=ema, autocast=autocast))
+    if vae.linear is None: set_latent_scale(vae, size=size, world=world)
+    save_weights(Path(out)/"weights.safetensors", vae, "vae", dict(stage="vae", updates=updates, seed=seed, batch=batch, lr=lr, ema=ema, autocast=autocast, world=world_of(world).name))
     return vae.eval()
