@@ -6,7 +6,7 @@
 __all__ = ['JOBS', 'VAES', 'film_window', 'film_psnr', 'film_scale', 'train_vae_on_films', 'PathsInMemory', 'growing', 'chain',
            'vae_job', 'dit_job', 'run_jobs', 'main']
 
-# %% ../../nbs/39b_train.gpu.ipynb #a0539310
+# %% ../../nbs/39b_train.gpu.ipynb #f1f1d4b0
 import argparse, functools, json, multiprocessing, time
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from .teacher import train_teacher
 from .vae import psnr, set_latent_scale, vae_loss
 from .worldclips import DrawnClips, WorldClips
 
-# %% ../../nbs/39b_train.gpu.ipynb #d55f23d6
+# %% ../../nbs/39b_train.gpu.ipynb #f73aecfe
 def film_window(films:torch.Tensor, step:int, seed:int, batch:int, frames:int)->torch.Tensor:
     "(B, 3, frames, H, W) in [-1, 1]: random windows of uint8 films (n, T, H, W, 3) on their device; a pure function of (step, seed)."
     rng = np.random.default_rng(mix(seed, step, 51))
@@ -47,7 +47,7 @@ def film_scale(vae:VideoVAE, films:torch.Tensor, frames:int=13):
     z = torch.cat([vae.encode(film_window(films, i, 98, 16, frames)) for i in range(16)])
     vae.latent_mean.copy_(z.mean((0, 2, 3, 4))); vae.latent_std.copy_(z.std((0, 2, 3, 4)))
 
-# %% ../../nbs/39b_train.gpu.ipynb #de8b43c0
+# %% ../../nbs/39b_train.gpu.ipynb #085ea165
 def train_vae_on_films(out, films, heldout, init=None, encoder:str="linear", minutes:float=None, steps:int=None, batch:int=16, frames:int=17,
                        lr:float=2e-3, muon:float=0., ema:float=.998, kl:float=0., autocast:bool=True, seed:int=0, progress:bool=False)->VideoVAE:
     "Chapter 30b's training with films (n, T, H, W, 3) uint8 that lie on a device; `init` gives the line and the decoder to start from."
@@ -65,10 +65,10 @@ def train_vae_on_films(out, films, heldout, init=None, encoder:str="linear", min
     save_weights(Path(out)/"weights.safetensors", vae, "vae", card)
     return vae.eval()
 
-# %% ../../nbs/39b_train.gpu.ipynb #1b016c7e
+# %% ../../nbs/39b_train.gpu.ipynb #bb4d83e2
 class PathsInMemory:
     "Recorded paths of clips on a device, with `PathClips`' batches."
-    def __init__(self, net, clips:WorldClips, n:int, n_blocks:int=5, path_steps:int=12, guidance:float=1.5, window_frames:int=9, chunk:int=64, seed:int=0, shift:float=1.):
+    def __init__(self, net, clips:WorldClips, n:int, n_blocks:int=5, path_steps:int=8, guidance:float=1.5, window_frames:int=9, chunk:int=128, seed:int=0, shift:float=1.):
         self.levels = student_levels((4,))
         keep, parts = kept_steps(self.levels, path_steps), []
         for k in range(-(-n // chunk)):
@@ -86,7 +86,7 @@ class PathsInMemory:
         return dict(x=self.all["paths"][i, k].float(), x0=self.all["paths"][i, -1].float(), sigma=torch.tensor(self.levels, device=dev)[k],
                     **{f: self.all[f][i] for f in ("sink", "tokens", "audio")})
 
-# %% ../../nbs/39b_train.gpu.ipynb #713c4748
+# %% ../../nbs/39b_train.gpu.ipynb #40f2e21e
 def growing(clips:WorldClips, every:int=100):
     "The clips, which take in newly drawn ones every so many steps."
     class Growing:
@@ -99,37 +99,38 @@ def growing(clips:WorldClips, every:int=100):
             return clips.batch(step, *a, **k)
     return Growing()
 
-def chain(preset, train:WorldClips, heldout:WorldClips, minutes:dict, out, batch:int=64, compile:bool=True, ear="ear", paths:int=512, seed:int=0,
-          distill_batch:int=32, distill_blocks:int=7, **more)->Path:
-    "Teacher, stage 1, recorded paths, regression and distribution matching of one preset; weights in out/STAGE/weights.safetensors."
+def chain(preset, train:WorldClips, heldout:WorldClips, minutes:dict, out, batch:int=64, compile:bool=True, ear="ear", paths:int=256, seed:int=0,
+          distill_batch:int=32, distill_blocks:int=7, init=None, until:float=None, **more)->Path:
+    "Teacher, stage 1, recorded paths, regression and distribution matching of one preset, done by `until` (time.monotonic()); weights in out/STAGE/weights.safetensors."
     out, device, said = Path(out), train.device.type, time.monotonic()
+    left = lambda wanted: wanted if until is None else max(.01, min(wanted, (until - time.monotonic()) / 60))
     tell = lambda what: print(f"{get_preset(preset).name}: {what} after {time.monotonic() - said:.0f} s, {len(train)} clips", flush=True)
     data, cast = (growing(train), heldout), device == "cuda"
     common = dict(preset=preset, data=data, autocast=cast, device=device, progress=False, validate_every=10**9, compile=compile, ear=ear, seed=seed)
     drop = dict(drop=(.05, .05, .1), throat=.06)
     if minutes.get("teacher"):
-        train_teacher(out=out/"teacher", minutes=minutes["teacher"], batch=batch, n_blocks=7, lr=1e-3, muon=2e-3, ema=.998, **drop, **common); tell("teacher")
-    first = out/"teacher" if minutes.get("teacher") else None
-    train_forcing(out=out/"forcing", minutes=minutes["forcing"], init=first, batch=batch, n_blocks=5, lr=8e-4, muon=1.5e-3, ema=.998, block_frames=(3, 3, 1),
-                  shares=dict(independent=.35, diagonal=.35, clean=.3), **drop, **common); tell("stage 1")
+        train_teacher(out=out/"teacher", minutes=left(minutes["teacher"]), init=init, batch=batch, n_blocks=7, lr=8e-4, muon=2e-3, ema=.998, **drop, **common); tell("teacher")
+    first = out/"teacher" if minutes.get("teacher") else init
+    train_forcing(out=out/"forcing", minutes=left(minutes["forcing"]), init=first, batch=batch, n_blocks=5, lr=8e-4, muon=2e-3, ema=.998, block_frames=(3, 3, 1),
+                  shares=dict(independent=.55, diagonal=.45), **drop, **common); tell("stage 1")
     student = out/"forcing"
     if minutes.get("ode"):
         net = load_weights(out/"forcing/weights.safetensors").to(device)
         recorded = (PathsInMemory(net, train, paths, seed=seed), PathsInMemory(net, heldout, min(paths, 32), seed=seed + 1)); tell("paths")
-        train_ode(preset, recorded, out/"ode", minutes=minutes["ode"], init=out/"forcing", batch=batch, lr=3e-4, muon=6e-4, ema=.99, device=device, autocast=cast,
+        train_ode(preset, recorded, out/"ode", minutes=left(minutes["ode"]), init=out/"forcing", batch=batch, lr=3e-4, muon=6e-4, ema=.99, device=device, autocast=cast,
                   validate_every=10**9, progress=False, seed=seed); tell("regression")
         student = out/"ode"
     for name, start in (("distill", student), ("distill_plain", out/"forcing")):
         if minutes.get(name):
-            train_distill(preset, teacher=first or out/"forcing", student=start, data=data, out=out/name, minutes=minutes[name], batch=distill_batch, n_blocks=distill_blocks,
+            train_distill(preset, teacher=first if minutes.get("teacher") else out/"forcing", student=start, data=data, out=out/name, minutes=left(minutes[name]), batch=distill_batch, n_blocks=distill_blocks,
                           block_frames=(3, 3, 1), autocast=cast, device=device, validate_every=10**9, progress=False, seed=seed, **more); tell(name)
     return out
 
-# %% ../../nbs/39b_train.gpu.ipynb #bdfb387d
-JOBS = dict(   # minutes of each stage, on one H100
-    nano=dict(teacher=1.7, forcing=3.2, ode=.35, distill=1.7),
-    pico=dict(teacher=.8, forcing=1.4, ode=.25, distill=.9, distill_plain=.5),
-    plain=dict(forcing=1.2, ode=.2, distill=.7))
+# %% ../../nbs/39b_train.gpu.ipynb #5082d3c7
+JOBS = dict(   # minutes of each stage, on one H200 that is shared by two processes
+    nano=dict(teacher=1.3, forcing=2.4, ode=.25, distill=1.8),
+    pico=dict(teacher=.6, forcing=1.1, ode=.15, distill=.8, distill_plain=.4),
+    plain=dict(forcing=1., distill=.75))
 
 def _device()->str:
     torch.set_num_threads(1)
@@ -140,20 +141,25 @@ def _device()->str:
 def vae_job(name:str, drawn, heldout, init, encoder, minutes, out, **settings):
     "One VAE, in a process of its own."
     device = _device()
-    while drawn.ready < min(64, drawn.n) or heldout.ready < heldout.n: time.sleep(.2)
-    holder = torch.empty(drawn.films.shape, dtype=torch.uint8, device=device)
-    holder[:drawn.ready] = torch.as_tensor(drawn.films[:drawn.ready]).to(device)
-    films, done = holder[:drawn.ready], drawn.ready
-    vae = train_vae_on_films(Path(out)/name, films, torch.as_tensor(heldout.films).to(device), init, encoder, minutes, **settings)
+    while drawn.ready < .8 * drawn.n or heldout.ready < heldout.n: time.sleep(.2)
+    n = drawn.ready
+    films, held = (torch.as_tensor(x).to(device) for x in (drawn.films[:n], heldout.films))
+    train_vae_on_films(Path(out)/name, films, held, init, encoder, minutes, **settings)
     print(name, json.loads((Path(out)/name/"weights.json").read_text()), flush=True)
 
-def dit_job(name:str, preset, drawn, heldout, vae, minutes, out, **settings):
-    "One chain, in a process of its own."
-    device = _device()
+def dit_job(name:str, presets:dict, drawn, heldout, vae, minutes:dict, out, starts:dict, until:dict, **settings):
+    "The chains of one picture size, one after the other, in a process of its own."
+    device, out = _device(), Path(out)
     if device == "cuda": torch._dynamo.config.cache_size_limit = 64
-    while drawn.ready < min(512, drawn.n) or heldout.ready < heldout.n: time.sleep(.2)
+    while drawn.ready < min(384, drawn.n) or heldout.ready < heldout.n: time.sleep(.2)
     net = load_weights(vae)
-    chain(preset, WorldClips(drawn, net, device), WorldClips(heldout, net, device), minutes, Path(out)/name, compile=device == "cuda", **settings)
+    clips = WorldClips(drawn, net, device), WorldClips(heldout, net, device)
+    for name, preset in presets.items():
+        chain(preset, *clips, minutes[name], out/name, compile=device == "cuda", init=starts.get(name), until=until.get(name), **settings)
+        for stage in (out/name).glob("*/weights.safetensors"):
+            keep = name == "nano" and stage.parent.name in ("forcing", "distill")
+            kept = out/"pack"/f"{name}_{stage.parent.name}.safetensors"
+            save_weights(kept, load_weights(stage), "dit", json.loads(stage.with_suffix(".json").read_text()), bits=16 if keep else 8)
 
 def run_jobs(jobs:list):
     "Start (function, args, settings) each in a forked process and wait; one that fails is said so."
@@ -165,32 +171,33 @@ def run_jobs(jobs:list):
     if failed: print("failed:", *failed, flush=True)
     return failed
 
-# %% ../../nbs/39b_train.gpu.ipynb #f8d81fdd
+# %% ../../nbs/39b_train.gpu.ipynb #f8367998
 def main(argv=None):
     "python -m liveavatar_nb.train.gpu vae|dit --data FOLDER --out FOLDER [--share 1.]"
-    p = argparse.ArgumentParser(description="Train all shipped models on one GPU")
+    began, p = time.monotonic(), argparse.ArgumentParser(description="Train all shipped models on one GPU")
     p.add_argument("what", choices=("vae", "dit")); p.add_argument("--data", default="runs"); p.add_argument("--out", default="runs/gpu")
     p.add_argument("--share", type=float, default=1., help="of the minutes in JOBS"); p.add_argument("--clips", type=int, default=6144)
-    p.add_argument("--workers", type=int, default=14); p.add_argument("--only", default="", help="names of jobs, with commas")
+    p.add_argument("--workers", type=int, default=12); p.add_argument("--only", default="nano,pico", help="picture sizes: nano, pico or both")
     p.add_argument("--vae", default="nano_vae,pico_vae", help="VAE files of nano and pico"); p.add_argument("--batch", type=int, default=64)
-    a = p.parse_args(argv); data, only = Path(a.data), a.only.split(",") if a.only else None
+    p.add_argument("--until", type=float, default=3600., help="seconds after which everything has been written")
+    a = p.parse_args(argv); data = Path(a.data)
     speech = {s: dict(np.load(data/f"speech_{s}.npz")) for s in ("train", "heldout")}
-    wanted = lambda name: only is None or name in only
-    worlds = [(name, size, world) for name, size, world in (("nano", 128, "calm"), ("pico", 64, "closeup")) if only is None or any(o.startswith(name) or name == "pico" and o == "plain" for o in only)]
+    worlds = [(n, *(get_preset(n).size[:1]), get_preset(n).world) for n in a.only.split(",")]
     held = {n: DrawnClips(speech["heldout"], 32, size, "heldout", w, seed0=700_000, workers=2).start() for n, size, w in worlds}
     drawn = {n: DrawnClips(speech["train"], a.clips, size, "train", w, workers=a.workers if n == "nano" else max(1, a.workers // 3)).start() for n, size, w in worlds}
-    nano, pico = a.vae.split(",")
     if a.what == "vae":
-        jobs = [(vae_job, (n, drawn[n[:4]], held[n[:4]], data/f"{n[:4]}_line.safetensors" if e != "conv" else None, e, m * a.share, a.out), s) for n, e, m, s in VAES if wanted(n)]
+        jobs = [(vae_job, (n, drawn[n[:4]], held[n[:4]], data/f"{n[:4]}_line.safetensors", e, m * a.share, a.out), s) for n, e, m, s in VAES if n[:4] in drawn]
     else:
-        jobs = [(dit_job, (n, pr, drawn[pr[:4]], held[pr[:4]], nano if pr == "nano" else pico, {k: m * a.share for k, m in JOBS[n].items()}, a.out), dict(batch=a.batch))
-                for n, pr in (("nano", "nano"), ("pico", "pico"), ("plain", "pico-plain")) if wanted(n)]
+        minutes = {n: {k: m * a.share for k, m in j.items()} for n, j in JOBS.items()}
+        starts = {n: str(data/f"{n}_start.safetensors") for n in JOBS if (data/f"{n}_start.safetensors").exists()}
+        end = began + a.until - 6; until = dict(nano=end, plain=end, pico=began + .66 * a.until)
+        jobs = [(dit_job, (n, dict(nano="nano") if n == "nano" else dict(pico="pico", plain="pico-plain"), drawn[n], held[n], v, minutes, a.out, starts, until),
+                 dict(batch=a.batch)) for (n, *_), v in zip(worlds, a.vae.split(",") if len(worlds) > 1 else [a.vae])]
     failed = run_jobs(jobs)
     for d in (*drawn.values(), *held.values()):
         for q in d.processes: q.terminate()
     raise SystemExit(1 if failed else 0)
 
-VAES = (("nano_linear", "linear", 2.6, {}), ("pico_linear", "linear", 2.4, dict(batch=24)), ("pico_both", "both", 2.5, dict(batch=24)),
-        ("pico_conv", "conv", 2.5, dict(batch=24, kl=3e-4)), ("nano_both", "both", 2.6, {}))
+VAES = (("nano_linear", "linear", 2.1, {}), ("pico_linear", "linear", 2.1, dict(batch=24)), ("pico_both", "both", 2.1, dict(batch=24)), ("nano_both", "both", 2.1, {}))
 
 if __name__ == "__main__" and "__file__" in globals(): main()
