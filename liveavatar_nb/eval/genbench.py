@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SETS', 'NUMBERS', 'COLUMNS', 'SHORT', 'EXPRESSION', 'HEARD', 'exam_seeds', 'exam_clips', 'generate_clip', 'Candidate',
-           'truth', 'through_vae', 'through', 'candidate', 'of_avatar', 'shipped', 'Marks', 'gallery_of', 'mark', 'row',
-           'evaluate', 'table', 'bench_genbench', 'bench_moods', 'bench_hearing', 'bench_poses', 'recorded']
+           'truth', 'through_vae', 'through', 'candidate', 'of_avatar', 'shipped', 'Marks', 'gallery_of', 'mark',
+           'seam', 'row', 'evaluate', 'table', 'bench_genbench', 'bench_moods', 'bench_hearing', 'bench_poses',
+           'recorded']
 
 # %% ../../nbs/51_eval.genbench.ipynb #f59175b9
 import json, time, zlib
@@ -19,6 +20,7 @@ from ..data.audio import audio_features
 from ..data.clips import Clip, make_clip
 from ..data.speech import random_speech, visemes
 from ..data.world import MOODS, MOTION_CHANNELS, random_identity, render, rest_motion, split_seed
+from .nearest import EYE, blink_depths, distance_numbers, nearest
 from .metrics import (Reading, colour_difference, correlation, flicker, frechet, load_probe, portrait_gallery,
                                         read_clip, retrieval, sharpness, sync, variance_ratio)
 from ..model.conditions import AudioEncoder, cut_blocks
@@ -42,9 +44,9 @@ def exam_seeds(set:str="short", clips:int=None)->list:
     if not isinstance(clips, int) or not 1 <= clips <= total: raise ValueError(f"clips must be a whole number from 1 to {total} for the {set} set, not {clips!r}")
     return [first + i for i in range(clips)]
 
-def exam_clips(set:str="short", clips:int=None, size:int=128, frames:int=None):
+def exam_clips(set:str="short", clips:int=None, size:int=128, frames:int=None, world="calm"):
     "Yield the clips of a set, one at a time (a long one takes 400 MB at 128×128); `frames` shortens them."
-    for seed in exam_seeds(set, clips): yield make_clip(seed, "heldout", frames or SETS[set][1], size)
+    for seed in exam_seeds(set, clips): yield make_clip(seed, "heldout", frames or SETS[set][1], size, world=world)
 
 # %% ../../nbs/51_eval.genbench.ipynb #6cc6eee5
 def generate_clip(avatar,                 # LiveAvatar
@@ -101,7 +103,7 @@ def candidate(name:str, preset="nano")->Candidate:
     "'truth', 'VAE', or weights (file or shipped name) with settings: 'nano_forcing:steps=40:guidance=2'."
     if name.lower() == "truth": return truth()
     p = get_preset(preset)
-    if name.lower() == "vae": return through(load_weights("nano_vae"), _fingerprint("nano_vae"))
+    if name.lower() == "vae": return through(load_weights(p.vae_weights), _fingerprint(p.vae_weights))
     weights, *words = name.split(":")
     settings = {}
     for word in words:
@@ -110,7 +112,7 @@ def candidate(name:str, preset="nano")->Candidate:
         except ValueError: settings[key] = value
         if not (key and equals): raise ValueError(f"model {name!r}: write settings as weights:steps=4:guidance=1")
     avatar = LiveAvatar.from_pretrained(p, weights=weights)
-    return of_avatar(avatar, Path(name).name if "/" in weights else name, _fingerprint(weights) + _fingerprint("nano_vae"), **settings)
+    return of_avatar(avatar, Path(name).name if "/" in weights else name, _fingerprint(weights) + _fingerprint(p.vae_weights), **settings)
 
 def of_avatar(avatar, name:str="avatar", key:int=0, **settings)->Candidate:
     "A candidate out of a LiveAvatar."
@@ -126,7 +128,7 @@ def shipped(preset="nano")->list:
     return ["truth", "VAE"] + sorted(p.stem for p in WEIGHTS.glob(f"{name}_*.safetensors") if p.stem != f"{name}_vae")
 
 # %% ../../nbs/51_eval.genbench.ipynb #6f893047
-NUMBERS = ("identity", "identity_end", "retrieval", "colour", "colour_end", "sharpness", "flicker", "mood", "psnr")
+NUMBERS = ("identity", "identity_end", "retrieval", "colour", "colour_end", "sharpness", "flicker", "seam", "mood", "psnr")
 
 @dataclass
 class Marks:
@@ -138,6 +140,7 @@ class Marks:
     features: np.ndarray     # (T/3, 192) of the generated frames, float16
     world_features: np.ndarray
     took: np.ndarray         # seconds of each block
+    distances: np.ndarray    # (n,) dB from every eleventh frame to the nearest one that the world could draw
 
 def gallery_of(seed:int, size:int)->tuple:
     "(identity readings of 64 held-out portraits, row of this clip's)."
@@ -155,9 +158,16 @@ def mark(clip:Clip, frames:np.ndarray, took=(), world:Reading=None)->Marks:
     gallery, who = gallery_of(clip.seed, frames.shape[1])
     numbers = dict(identity=float(seen.identity @ gallery[who]), identity_end=float(last.identity @ gallery[who]), retrieval=float(retrieval(seen.identity, gallery, who)),
                    colour=colour_difference(frames, clip.frames[:1]), colour_end=colour_difference(frames[-end:], clip.frames[:1]),
-                   sharpness=sharpness(frames[::3]) / sharpness(clip.frames[1::3]), flicker=flicker(frames),
+                   sharpness=sharpness(frames[::3]) / sharpness(clip.frames[1::3]), flicker=flicker(frames), seam=seam(frames),
                    mood=float(seen.mood.argmax() == MOODS.index(clip.mood)), psnr=_psnr(frames, clip.frames[1:]))
-    return Marks(numbers, seen.motion, world.motion, clip.motion, seen.features[::3].astype(np.float16), world.features[::3].astype(np.float16), np.array(took, float))
+    return Marks(numbers, seen.motion, world.motion, clip.motion, seen.features[::3].astype(np.float16), world.features[::3].astype(np.float16),
+                 np.array(took, float), nearest(clip.identity, frames, clip.motion, clip.mood)[0])
+
+def seam(frames:np.ndarray, block:int=12)->float:
+    "Change from frame to frame at block borders, in units of the change elsewhere; about 1 in a true film."
+    change = np.array([np.abs(b.astype(np.float32) - a).mean() for a, b in zip(frames, frames[1:])])
+    border = np.arange(1, len(frames)) % block == 0
+    return float(change[border].mean() / max(change[~border].mean(), 1e-6)) if border.any() else 1.
 
 def _psnr(a, b)->float: return float(min(99., -10 * np.log10(max(np.mean([np.square((x.astype(np.float32) - y) / 255).mean() for x, y in zip(a, b)]), 1e-12))))
 
@@ -170,7 +180,8 @@ def row(name:str, marks:list, evaluations:int=0)->dict:
     mean = {k: float(np.mean([m.numbers[k] for m in marks])) for k in NUMBERS}
     speed = np.concatenate([m.took[1:] for m in marks]) if any(len(m.took) > 1 for m in marks) else []
     ratio = variance_ratio([m.seen for m in marks], [m.world for m in marks])
-    out = dict(model=name, clips=len(marks), correlation=np.mean([c["correlation"] for c in curves]) if curves else 0., lag=int(np.mean([c["curve"] for c in curves], 0).argmax()) - 6 if curves else 0,
+    blink = [(a, b) for m in marks for a, b in zip(blink_depths(m.true[:, EYE], m.seen[:, EYE]), blink_depths(m.true[:, EYE], m.world[:, EYE]))]
+    out = dict(model=name, clips=len(marks), **distance_numbers(np.concatenate([m.distances for m in marks])), blink=sum(a for a, _ in blink) / max(sum(b for _, b in blink), 1e-9), correlation=np.mean([c["correlation"] for c in curves]) if curves else 0., lag=int(np.mean([c["curve"] for c in curves], 0).argmax()) - 6 if curves else 0,
                lag_within_1=np.mean([abs(c["lag"]) <= 1 for c in curves]) if curves else 0., channels=np.mean([c["channels"] for c in curves]) if curves else 0.,
                swapped=np.mean(swapped) if swapped else 0., **mean, **{f"variance_{k}": v for k, v in ratio.items()},
                frechet=frechet(*(np.concatenate([getattr(m, k) for m in marks]) for k in ("features", "world_features"))),
@@ -188,8 +199,8 @@ def _answer(who:Candidate, clip:Clip)->tuple:
     return result if isinstance(result, tuple) else (result, ())
 
 # %% ../../nbs/51_eval.genbench.ipynb #47ec656e
-COLUMNS = ("correlation", "lag", "swapped", "identity", "retrieval", "colour", "sharpness", "variance_motion", "variance_expression", "flicker", "frechet", "mood", "evaluations", "seconds_per_block")
-SHORT = dict(correlation="sync", variance_motion="motion", variance_expression="express", evaluations="NFE", seconds_per_block="s/block")
+COLUMNS = ("distance", "distance_low", "broken", "correlation", "lag", "swapped", "identity", "retrieval", "colour", "sharpness", "variance_motion", "variance_expression", "flicker", "seam", "blink", "frechet", "mood", "evaluations", "seconds_per_block")
+SHORT = dict(distance_low="low", correlation="sync", variance_motion="motion", variance_expression="express", evaluations="NFE", seconds_per_block="s/block")
 
 def table(rows:list, columns=COLUMNS)->str:
     "Rows as an aligned text table."
@@ -201,12 +212,12 @@ def table(rows:list, columns=COLUMNS)->str:
 # %% ../../nbs/51_eval.genbench.ipynb #ebd575d8
 def _load_marks(path)->Marks|None:
     try:
-        with np.load(path) as f: return Marks(dict(zip(NUMBERS, f["numbers"].tolist())), *(f[k] for k in ("seen", "world", "true", "features", "world_features", "took")))
+        with np.load(path) as f: return Marks(dict(zip(NUMBERS, f["numbers"].tolist())), *(f[k] for k in ("seen", "world", "true", "features", "world_features", "took", "distances")))
     except (OSError, ValueError, KeyError, EOFError): return None
 
 def _save_marks(path, m:Marks):
     part = path.with_suffix(".part.npz")
-    np.savez(part, numbers=[m.numbers[k] for k in NUMBERS], seen=m.seen, world=m.world, true=m.true, features=m.features, world_features=m.world_features, took=m.took)
+    np.savez(part, numbers=[m.numbers[k] for k in NUMBERS], seen=m.seen, world=m.world, true=m.true, features=m.features, world_features=m.world_features, took=m.took, distances=m.distances)
     part.replace(path)
 
 # %% ../../nbs/51_eval.genbench.ipynb #18b89e86
@@ -231,7 +242,7 @@ def bench_genbench(set:str="short",    # short or long
         for c in takers:
             m = _load_marks(path(c, seed)) if store else None
             if m is None:
-                clip = clip or make_clip(seed, "heldout", frames, size)
+                clip = clip or make_clip(seed, "heldout", frames, size, world=get_preset(preset).world)
                 world = world or read_clip(probe, clip.frames[1:])
                 m = mark(clip, *_answer(c, clip), world=world)
                 if store: _save_marks(path(c, seed), m)

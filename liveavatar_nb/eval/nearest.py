@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['STEP', 'BROKEN', 'EYE', 'halved', 'psnr', 'fit_motion', 'nearest', 'distance_numbers', 'blinks_of', 'blink_depths']
 
-# %% ../../nbs/50b_eval.nearest.ipynb #4b77c66e
+# %% ../../nbs/50b_eval.nearest.ipynb #e5d714e2
 import numpy as np
 
 from ..data.world import MOTION_CHANNELS, MOTION_HIGH, MOTION_LOW, Identity, render, rest_motion
 
-# %% ../../nbs/50b_eval.nearest.ipynb #4451dad5
+# %% ../../nbs/50b_eval.nearest.ipynb #c9a6d930
 STEP = ((MOTION_HIGH - MOTION_LOW) * .02).astype(np.float32)
 BROKEN = 26.               # dB: below it a frame shows something that this world never draws
 
@@ -28,7 +28,7 @@ def _look(identity:Identity, motions:np.ndarray, size:int, whole:bool)->np.ndarr
     drawn = halved(render(identity, motions, size)) if whole else render(identity, motions, size // 2).astype(np.float32)
     return drawn.reshape(len(motions), -1)
 
-# %% ../../nbs/50b_eval.nearest.ipynb #8f24eb81
+# %% ../../nbs/50b_eval.nearest.ipynb #227f0c91
 def fit_motion(identity:Identity, frame:np.ndarray, start:np.ndarray, rounds:int=6, whole_rounds:int=2)->np.ndarray:
     "The 15 motion numbers whose picture of `identity` is nearest to `frame` (H, H, 3) uint8, found from `start` (15,)."
     size, target = len(frame), halved(frame).ravel()
@@ -54,7 +54,7 @@ def _step(identity, m, A, g, target, best, damp, size, whole)->tuple:
         damp *= 8
     return m, best, damp
 
-# %% ../../nbs/50b_eval.nearest.ipynb #85f10702
+# %% ../../nbs/50b_eval.nearest.ipynb #0dbf967c
 def nearest(identity:Identity,
     frames:np.ndarray,      # (T, H, H, 3) uint8: a generated film
     motion:np.ndarray,      # (T, 15): where the fits begin, the true motion of the clip
@@ -72,7 +72,7 @@ def distance_numbers(scores:np.ndarray)->dict:
     "{'distance': mean dB, 'distance_low': the worst tenth, 'broken': share of frames under 26 dB}"
     return dict(distance=float(np.mean(scores)), distance_low=float(np.percentile(scores, 10)), broken=float(np.mean(scores < BROKEN)))
 
-# %% ../../nbs/50b_eval.nearest.ipynb #05657f29
+# %% ../../nbs/50b_eval.nearest.ipynb #38a86586
 EYE = MOTION_CHANNELS.index("eye_open")
 
 def blinks_of(track:np.ndarray, low:float=.25)->list:

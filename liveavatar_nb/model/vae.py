@@ -141,7 +141,7 @@ class VAEConfig:
     res_blocks: int = 1                  # residual blocks per level of the encoder (the decoder has one more)
     time_down: tuple = (True, True)      # which down-samplings also halve time
     patch: int = 2                       # pixels folded into channels, per side
-    encoder: str = "linear"              # "conv": Wan's encoder; "linear": the best linear code, see below
+    encoder: str = "linear"              # "conv": Wan's encoder; "linear": the best linear code, see below; "both": their sum
     @classmethod
     def nano(cls): return cls()
     @classmethod
@@ -210,9 +210,10 @@ class VideoVAE(nn.Module):
     def __init__(self, config:VAEConfig=VAEConfig()):
         super().__init__()
         self.config = config
-        if config.encoder not in ("conv", "linear"): raise ValueError(f"unknown encoder {config.encoder!r}: choose conv or linear")
-        self.linear = LinearPath(config.z_dim) if config.encoder == "linear" else None
-        if self.linear is None: self.encoder, self.conv1 = Encoder(config), causal_conv(2 * config.z_dim, 2 * config.z_dim, 1)
+        if config.encoder not in ("conv", "linear", "both"): raise ValueError(f"unknown encoder {config.encoder!r}: choose conv, linear or both")
+        self.linear = None if config.encoder == "conv" else LinearPath(config.z_dim)
+        if config.encoder != "linear": self.encoder, self.conv1 = Encoder(config), causal_conv(2 * config.z_dim, 2 * config.z_dim, 1)
+        if config.encoder == "both": nn.init.zeros_(self.conv1.weight); nn.init.zeros_(self.conv1.bias)   # at first the line alone
         self.decoder, self.conv2 = Decoder(config), causal_conv(config.z_dim, config.z_dim, 1)
         self.register_buffer("latent_mean", torch.zeros(config.z_dim))
         self.register_buffer("latent_std", torch.ones(config.z_dim))
@@ -237,6 +238,7 @@ def posterior(self:VideoVAE,
     check_video(video, start)
     if self.linear is None: return self.conv1(self.encoder(self.fold(video), tape)).chunk(2, 1)
     mean = self.linear.encode(video, start)
+    if self.config.encoder == "both": mean = mean + self.conv1(self.encoder(self.fold(video), tape)).chunk(2, 1)[0]
     return mean, torch.full_like(mean, -torch.inf)
 
 @patch

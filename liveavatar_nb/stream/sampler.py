@@ -18,10 +18,10 @@ from ..model.flow import add_noise, cfg, euler_step, official_sigmas, renoise_st
 from .sink import JitteredSink
 
 # %% ../../nbs/40_stream.sampler.ipynb #8176154f
-def block_noise(shape:tuple, seed:int, block:int, step:int=0, device="cpu")->Tensor:
-    "Standard normal noise that belongs to (seed, block, step) and to nothing else; drawn on the CPU so that every device gets the same."
+def block_noise(shape:tuple, seed:int, block:int, step:int=0, device="cpu", drawn_on="cpu")->Tensor:
+    "Standard normal noise that belongs to (seed, block, step) and to nothing else; drawn on the CPU so that every device gets the same (training may draw on its own)."
     mixed = (seed * 0x9E3779B97F4A7C15 + block * 0xBF58476D1CE4E5B9 + step * 0x94D049BB133111EB + 1) & (2**63 - 1)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(mixed)).to(device)
+    return torch.randn(shape, generator=torch.Generator(drawn_on).manual_seed(mixed), device=drawn_on).to(device)
 
 # %% ../../nbs/40_stream.sampler.ipynb #ee989889
 POLICIES, SOLVERS = ("clean", "fixed", "timestep", "channels"), ("euler", "renoise")
@@ -42,6 +42,7 @@ class SamplerConfig:
     refresh_at:int|None = None   # from this block on, the first generated latent frame is the sink (AAS); None: never
     attention:str = "auto"      # back end of attention, see chapter 25
     seed:int = 0
+    noise_on:str = "cpu"         # where noise is drawn; the same everywhere only for "cpu"
     def __post_init__(self):
         if self.attention != "auto" and self.attention not in BACKENDS: raise ValueError(f"unknown attention back end {self.attention!r}: use auto, {', '.join(BACKENDS)}")
         object.__setattr__(self, "levels", tuple(float(s) for s in self.levels))
@@ -90,7 +91,7 @@ class Stage:
         v, kv = self.look(x, conditions)
         if self.commits: self.history.append(kv)
         if c.solver == "euler" or self.next == 0: return euler_step(x, v, self.sigma, self.next)
-        return renoise_step(x, v, self.sigma, self.next, block_noise(tuple(x.shape), c.seed, block, self.step + 1, x.device))
+        return renoise_step(x, v, self.sigma, self.next, block_noise(tuple(x.shape), c.seed, block, self.step + 1, x.device, c.noise_on))
 
 # %% ../../nbs/40_stream.sampler.ipynb #d186b360
 class BlockSampler:

@@ -6,7 +6,7 @@
 __all__ = ['JOBS', 'VAES', 'film_window', 'film_psnr', 'film_scale', 'train_vae_on_films', 'PathsInMemory', 'growing', 'chain',
            'vae_job', 'dit_job', 'run_jobs', 'main']
 
-# %% ../../nbs/39b_train.gpu.ipynb #f1f1d4b0
+# %% ../../nbs/39b_train.gpu.ipynb #3b33759a
 import argparse, functools, json, multiprocessing, time
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from .teacher import train_teacher
 from .vae import psnr, set_latent_scale, vae_loss
 from .worldclips import DrawnClips, WorldClips
 
-# %% ../../nbs/39b_train.gpu.ipynb #f73aecfe
+# %% ../../nbs/39b_train.gpu.ipynb #2cbd3f22
 def film_window(films:torch.Tensor, step:int, seed:int, batch:int, frames:int)->torch.Tensor:
     "(B, 3, frames, H, W) in [-1, 1]: random windows of uint8 films (n, T, H, W, 3) on their device; a pure function of (step, seed)."
     rng = np.random.default_rng(mix(seed, step, 51))
@@ -47,7 +47,7 @@ def film_scale(vae:VideoVAE, films:torch.Tensor, frames:int=13):
     z = torch.cat([vae.encode(film_window(films, i, 98, 16, frames)) for i in range(16)])
     vae.latent_mean.copy_(z.mean((0, 2, 3, 4))); vae.latent_std.copy_(z.std((0, 2, 3, 4)))
 
-# %% ../../nbs/39b_train.gpu.ipynb #085ea165
+# %% ../../nbs/39b_train.gpu.ipynb #a2d2d6ef
 def train_vae_on_films(out, films, heldout, init=None, encoder:str="linear", minutes:float=None, steps:int=None, batch:int=16, frames:int=17,
                        lr:float=2e-3, muon:float=0., ema:float=.998, kl:float=0., autocast:bool=True, seed:int=0, progress:bool=False)->VideoVAE:
     "Chapter 30b's training with films (n, T, H, W, 3) uint8 that lie on a device; `init` gives the line and the decoder to start from."
@@ -65,7 +65,7 @@ def train_vae_on_films(out, films, heldout, init=None, encoder:str="linear", min
     save_weights(Path(out)/"weights.safetensors", vae, "vae", card)
     return vae.eval()
 
-# %% ../../nbs/39b_train.gpu.ipynb #bb4d83e2
+# %% ../../nbs/39b_train.gpu.ipynb #1d9ce800
 class PathsInMemory:
     "Recorded paths of clips on a device, with `PathClips`' batches."
     def __init__(self, net, clips:WorldClips, n:int, n_blocks:int=5, path_steps:int=8, guidance:float=1.5, window_frames:int=9, chunk:int=128, seed:int=0, shift:float=1.):
@@ -86,7 +86,7 @@ class PathsInMemory:
         return dict(x=self.all["paths"][i, k].float(), x0=self.all["paths"][i, -1].float(), sigma=torch.tensor(self.levels, device=dev)[k],
                     **{f: self.all[f][i] for f in ("sink", "tokens", "audio")})
 
-# %% ../../nbs/39b_train.gpu.ipynb #40f2e21e
+# %% ../../nbs/39b_train.gpu.ipynb #4f798d06
 def growing(clips:WorldClips, every:int=100):
     "The clips, which take in newly drawn ones every so many steps."
     class Growing:
@@ -126,10 +126,10 @@ def chain(preset, train:WorldClips, heldout:WorldClips, minutes:dict, out, batch
                           block_frames=(3, 3, 1), autocast=cast, device=device, validate_every=10**9, progress=False, seed=seed, **more); tell(name)
     return out
 
-# %% ../../nbs/39b_train.gpu.ipynb #5082d3c7
+# %% ../../nbs/39b_train.gpu.ipynb #a927fc12
 JOBS = dict(   # minutes of each stage, on one H200 that is shared by two processes
     nano=dict(teacher=1.3, forcing=2.4, ode=.25, distill=1.8),
-    pico=dict(teacher=.6, forcing=1.1, ode=.15, distill=.8, distill_plain=.4),
+    **{"pico-close": dict(teacher=.6, forcing=1.1, ode=.15, distill=.8, distill_plain=.4)},
     plain=dict(forcing=1., distill=.75))
 
 def _device()->str:
@@ -171,14 +171,14 @@ def run_jobs(jobs:list):
     if failed: print("failed:", *failed, flush=True)
     return failed
 
-# %% ../../nbs/39b_train.gpu.ipynb #f8367998
+# %% ../../nbs/39b_train.gpu.ipynb #9018feda
 def main(argv=None):
     "python -m liveavatar_nb.train.gpu vae|dit --data FOLDER --out FOLDER [--share 1.]"
     began, p = time.monotonic(), argparse.ArgumentParser(description="Train all shipped models on one GPU")
     p.add_argument("what", choices=("vae", "dit")); p.add_argument("--data", default="runs"); p.add_argument("--out", default="runs/gpu")
     p.add_argument("--share", type=float, default=1., help="of the minutes in JOBS"); p.add_argument("--clips", type=int, default=6144)
-    p.add_argument("--workers", type=int, default=12); p.add_argument("--only", default="nano,pico", help="picture sizes: nano, pico or both")
-    p.add_argument("--vae", default="nano_vae,pico_vae", help="VAE files of nano and pico"); p.add_argument("--batch", type=int, default=64)
+    p.add_argument("--workers", type=int, default=12); p.add_argument("--only", default="nano,pico-close", help="presets: nano, pico-close or both")
+    p.add_argument("--vae", default="nano_vae,pico-close_vae", help="VAE files, one for each preset"); p.add_argument("--batch", type=int, default=64)
     p.add_argument("--until", type=float, default=3600., help="seconds after which everything has been written")
     a = p.parse_args(argv); data = Path(a.data)
     speech = {s: dict(np.load(data/f"speech_{s}.npz")) for s in ("train", "heldout")}
@@ -186,18 +186,18 @@ def main(argv=None):
     held = {n: DrawnClips(speech["heldout"], 32, size, "heldout", w, seed0=700_000, workers=2).start() for n, size, w in worlds}
     drawn = {n: DrawnClips(speech["train"], a.clips, size, "train", w, workers=a.workers if n == "nano" else max(1, a.workers // 3)).start() for n, size, w in worlds}
     if a.what == "vae":
-        jobs = [(vae_job, (n, drawn[n[:4]], held[n[:4]], data/f"{n[:4]}_line.safetensors", e, m * a.share, a.out), s) for n, e, m, s in VAES if n[:4] in drawn]
+        jobs = [(vae_job, (n, *(d[n.rsplit("_", 1)[0]] for d in (drawn, held)), data/f"{n.rsplit('_', 1)[0]}_line.safetensors", e, m * a.share, a.out), s) for n, e, m, s in VAES if n.rsplit("_", 1)[0] in drawn]
     else:
         minutes = {n: {k: m * a.share for k, m in j.items()} for n, j in JOBS.items()}
         starts = {n: str(data/f"{n}_start.safetensors") for n in JOBS if (data/f"{n}_start.safetensors").exists()}
-        end = began + a.until - 6; until = dict(nano=end, plain=end, pico=began + .66 * a.until)
-        jobs = [(dit_job, (n, dict(nano="nano") if n == "nano" else dict(pico="pico", plain="pico-plain"), drawn[n], held[n], v, minutes, a.out, starts, until),
+        end = began + a.until - 6; until = {"nano": end, "plain": end, "pico-close": began + .66 * a.until}
+        jobs = [(dit_job, (n, dict(nano="nano") if n == "nano" else {"pico-close": "pico-close", "plain": replace(get_preset("pico-close"), name="pico-plain", dit=replace(get_preset("pico-close").dit, cond_dim=0, reference=False))}, drawn[n], held[n], v, minutes, a.out, starts, until),
                  dict(batch=a.batch)) for (n, *_), v in zip(worlds, a.vae.split(",") if len(worlds) > 1 else [a.vae])]
     failed = run_jobs(jobs)
     for d in (*drawn.values(), *held.values()):
         for q in d.processes: q.terminate()
     raise SystemExit(1 if failed else 0)
 
-VAES = (("nano_linear", "linear", 2.1, {}), ("pico_linear", "linear", 2.1, dict(batch=24)), ("pico_both", "both", 2.1, dict(batch=24)), ("nano_both", "both", 2.1, {}))
+VAES = (("nano_linear", "linear", 2.1, {}), ("pico-close_linear", "linear", 2.1, dict(batch=24)), ("pico-close_both", "both", 2.1, dict(batch=24)), ("nano_both", "both", 2.1, {}))
 
 if __name__ == "__main__" and "__file__" in globals(): main()
