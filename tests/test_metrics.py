@@ -126,7 +126,7 @@ def test_generate_clip_gives_portrait_caption_and_all_sound_and_nothing_else():
 def test_row_of_one_silent_clip_is_finite():
     rng = np.random.default_rng(0)
     still = np.zeros((24, 15), np.float32)
-    marks = genbench.Marks(dict.fromkeys(genbench.NUMBERS, 1.), still, still, still, *rng.normal(size=(2, 8, 4)), np.zeros(2))
+    marks = genbench.Marks(dict.fromkeys(genbench.NUMBERS, 1.), still, still, still, *rng.normal(size=(2, 8, 4)), np.zeros(2), np.full(2, 30.))
     row = genbench.row("quiet", [marks])
     assert row["correlation"] == 0 and row["clips"] == 1 and json.loads(json.dumps(row)) == row
     assert all(np.isfinite(v) for v in row.values() if not isinstance(v, str))
