@@ -9,7 +9,7 @@ __all__ = ['SETS', 'NUMBERS', 'COLUMNS', 'SHORT', 'EXPRESSION', 'HEARD', 'exam_s
            'recorded']
 
 # %% ../../nbs/51_eval.genbench.ipynb #f59175b9
-import json, time, zlib
+import json, re, time, zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -252,7 +252,7 @@ def bench_genbench(set:str="short",    # short or long
 def _takers(models, preset)->list:
     "Candidates out of what a person writes."
     if models is None: models = shipped(preset)
-    if isinstance(models, str): models = models.split(",")
+    if isinstance(models, str): models = re.split(r",(?=[A-Za-z/])", models)   # not the commas inside [1, 0.5, 0]
     if isinstance(models, dict): return [c if isinstance(c, Candidate) else of_avatar(c, n) if isinstance(c, LiveAvatar) else Candidate(n, c) for n, c in models.items()]
     return [m if isinstance(m, Candidate) else candidate(m.strip(), preset) for m in models]
 

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['STEP', 'BROKEN', 'EYE', 'halved', 'psnr', 'fit_motion', 'nearest', 'distance_numbers', 'blinks_of', 'blink_depths']
 
-# %% ../../nbs/50b_eval.nearest.ipynb #e5d714e2
+# %% ../../nbs/50b_eval.nearest.ipynb #352faba8
 import numpy as np
 
 from ..data.world import MOTION_CHANNELS, MOTION_HIGH, MOTION_LOW, Identity, render, rest_motion
 
-# %% ../../nbs/50b_eval.nearest.ipynb #c9a6d930
+# %% ../../nbs/50b_eval.nearest.ipynb #5576ffbf
 STEP = ((MOTION_HIGH - MOTION_LOW) * .02).astype(np.float32)
 BROKEN = 26.               # dB: below it a frame shows something that this world never draws
 
@@ -28,7 +28,7 @@ def _look(identity:Identity, motions:np.ndarray, size:int, whole:bool)->np.ndarr
     drawn = halved(render(identity, motions, size)) if whole else render(identity, motions, size // 2).astype(np.float32)
     return drawn.reshape(len(motions), -1)
 
-# %% ../../nbs/50b_eval.nearest.ipynb #227f0c91
+# %% ../../nbs/50b_eval.nearest.ipynb #b4d289b2
 def fit_motion(identity:Identity, frame:np.ndarray, start:np.ndarray, rounds:int=6, whole_rounds:int=2)->np.ndarray:
     "The 15 motion numbers whose picture of `identity` is nearest to `frame` (H, H, 3) uint8, found from `start` (15,)."
     size, target = len(frame), halved(frame).ravel()
@@ -54,7 +54,7 @@ def _step(identity, m, A, g, target, best, damp, size, whole)->tuple:
         damp *= 8
     return m, best, damp
 
-# %% ../../nbs/50b_eval.nearest.ipynb #0dbf967c
+# %% ../../nbs/50b_eval.nearest.ipynb #8e127090
 def nearest(identity:Identity,
     frames:np.ndarray,      # (T, H, H, 3) uint8: a generated film
     motion:np.ndarray,      # (T, 15): where the fits begin, the true motion of the clip
@@ -72,7 +72,7 @@ def distance_numbers(scores:np.ndarray)->dict:
     "{'distance': mean dB, 'distance_low': the worst tenth, 'broken': share of frames under 26 dB}"
     return dict(distance=float(np.mean(scores)), distance_low=float(np.percentile(scores, 10)), broken=float(np.mean(scores < BROKEN)))
 
-# %% ../../nbs/50b_eval.nearest.ipynb #38a86586
+# %% ../../nbs/50b_eval.nearest.ipynb #921c57ae
 EYE = MOTION_CHANNELS.index("eye_open")
 
 def blinks_of(track:np.ndarray, low:float=.25)->list:
