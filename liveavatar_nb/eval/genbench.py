@@ -6,7 +6,7 @@
 __all__ = ['SETS', 'NUMBERS', 'COLUMNS', 'SHORT', 'EXPRESSION', 'HEARD', 'exam_seeds', 'exam_clips', 'generate_clip', 'Candidate',
            'truth', 'through_vae', 'through', 'candidate', 'of_avatar', 'shipped', 'Marks', 'gallery_of', 'mark',
            'seam', 'row', 'evaluate', 'table', 'bench_genbench', 'bench_moods', 'bench_hearing', 'bench_poses',
-           'recorded']
+           'bench_sheet', 'recorded']
 
 # %% ../../nbs/51_eval.genbench.ipynb #f59175b9
 import json, re, time, zlib
@@ -344,6 +344,20 @@ def _largeness(vae, channel:str, size:int, spread:float, faces:int)->float:
     rest = np.repeat(np.asarray(rest_motion(), np.float32).reshape(1, -1), 13, 0); moved = rest.copy(); moved[:, MOTION_CHANNELS.index(channel)] += spread
     gap = lambda i: (vae.encode(to_video(render(i, moved, size))) - vae.encode(to_video(render(i, rest, size))))[:, :, 1:].square().sum().item()
     return round(float(np.mean([gap(random_identity(split_seed("heldout", i))) for i in range(faces)]) ** .5), 1)
+
+# %% ../../nbs/51_eval.genbench.ipynb #48891176
+def bench_sheet(out:str="outputs/faces.png", preset="nano", faces:int=40, seconds:int=10, first:int=3000, threads:int=1, **settings)->dict:
+    "Contact sheet: one row a held-out face, one frame a second, from the preset's shipped weights; returns the mean distance of the frames shown."
+    from PIL import Image
+    torch.set_num_threads(threads)
+    p = get_preset(preset); avatar, rows, scores = LiveAvatar.from_pretrained(p), [], []
+    for seed in range(first, first + faces):
+        clip = make_clip(seed, "heldout", 25 * seconds, p.size[0], world=p.world)
+        frames = generate_clip(avatar, clip, **settings)[0][12::25]
+        rows.append(np.concatenate(frames, 1)); scores.append(nearest(clip.identity, frames, clip.motion[12::25], clip.mood, every=1, first=0)[0])
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(rows)).save(out, optimize=True)
+    return dict(preset=p.name, faces=faces, seconds=seconds, **{k: round(v, 3) for k, v in distance_numbers(np.concatenate(scores)).items()})
 
 # %% ../../nbs/51_eval.genbench.ipynb #9c64ccec
 def recorded(folder="../results")->list:

@@ -127,7 +127,7 @@ def load_dit(config:TPPConfig, device="cpu")->DiT:
 def load_vae(config:TPPConfig, device="cpu")->VideoVAE:
     "The VAE of a run; the decoder in the run's precision, the encoder, which sees one picture, in float32."
     device = torch.device(device)
-    net = (_random(lambda: VideoVAE(get_preset(config.preset).vae)) if config.random else load_weights("nano_vae")).to(device)
+    net = (_random(lambda: VideoVAE(get_preset(config.preset).vae)) if config.random else load_weights(get_preset(config.preset).vae_weights)).to(device)
     for part in (net.decoder, net.conv2): part.to(dtype_of(config, device))
     return net
 
