@@ -50,7 +50,7 @@ def test_operations_are_counted_as_pytorch_counts_them():
         steady.look()
     ours = steady.flops
     assert 0 <= counter.get_total_flops() - ours < .01 * ours
-    assert block_step_flops(p.dit, 192, 928)["total"] > ours
+    assert block_step_flops(p.dit, 192, 928)["total"] >= ours
 
 
 def test_report_goes_on_after_an_error_and_skips_what_does_not_fit(tmp_path):
