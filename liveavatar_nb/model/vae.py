@@ -51,7 +51,7 @@ class CausalConv3d(nn.Conv3d):
         "The weight with the taps of time as channels; kept as long as the weight is the same and no gradient is wanted."
         make = lambda: rearrange(self.weight, "o c t h w -> o (t c) h w").contiguous(memory_format=torch.channels_last)
         if torch.is_grad_enabled() or torch.compiler.is_compiling(): return make()
-        mark = self.weight.data_ptr(), self.weight._version, self.weight.dtype, self.weight.device
+        mark = self.weight.data_ptr(), 0 if self.weight.is_inference() else self.weight._version, self.weight.dtype, self.weight.device
         if getattr(self, "_stacked", (None,))[0] != mark: self._stacked = mark, make()
         return self._stacked[1]
     def as_frames(self, x):
