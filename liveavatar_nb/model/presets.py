@@ -31,6 +31,8 @@ class Preset:
     fps:int = 25
     block_frames:int = 3     # latent frames in a block (sec. 4.1 of arXiv 2512.04677)
     window_blocks:int = 4    # blocks that attention sees, the current one included
+    world:str = "calm"       # what its training clips show (chapter 10)
+    vae_weights:str = "nano_vae" # name of its shipped VAE
     @property
     def latent(self)->tuple: return self.vae.z_dim, self.size[0] // 8, self.size[1] // 8
     @property
@@ -48,7 +50,9 @@ OFFICIAL_DIT = DiTConfig(dim=5120, ffn_dim=13824, heads=40, layers=40, freq_dim=
                          cond_dim=16, framepack=True, sink_distance=30.)
 PRESETS = {p.name: p for p in (
     Preset("pico", (64, 64), DiTConfig(rope_scale=2., cond_dim=16, reference=True, ear=128), VAEConfig.nano()),
-    Preset("nano", (128, 128), DiTConfig(cond_dim=16, reference=True, ear=128), VAEConfig.nano()),
+    Preset("pico-close", (64, 64), DiTConfig(rope_scale=2., cond_dim=16, reference=True, ear=128), VAEConfig.nano(), world="closeup",
+           vae_weights="pico-close_vae"),
+    Preset("nano", (128, 128), DiTConfig(layers=8, inject_layers=(0, 2, 5), cond_dim=16, reference=True, ear=128), VAEConfig.nano()),
     Preset("wan-s2v-14b", (384, 704), OFFICIAL_DIT, VAEConfig.official()))}
 
 def preset(name)->Preset:

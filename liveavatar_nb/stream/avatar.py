@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_WEIGHTS', 'AvatarClip', 'BlockFeatures', 'AvatarStream', 'release', 'fitting', 'shipped_weights',
-           'LiveAvatar', 'sampler_of', 'untrained']
+           'LiveAvatar', 'sampler_of', 'nearer_crop', 'untrained']
 
 # %% ../../nbs/45_stream.avatar.ipynb #330cd801
 import json
@@ -18,6 +18,7 @@ import torch
 
 from ..data.audio import FeatureStream, check_samples
 from ..data.portrait import clean_prompt, read_portrait
+from ..data.world import world_of
 from ..model.presets import PresetError, card_of, device_of, load_weights, number_type, preset as get_preset
 from .sampler import BlockSampler, SamplerConfig, many_steps
 from ..train.vae import to_frames, to_video
@@ -160,7 +161,7 @@ def fitting(dit, p, weights):
     if wrong: raise PresetError(f"{weights} was not made for {p.name} ({', '.join(wrong)} differ): choose other weights or another preset")
     return dit
 
-DEFAULT_WEIGHTS = {"pico": "pico_student", "nano": "nano_student"}
+DEFAULT_WEIGHTS = {"pico": "pico_student", "pico-close": "pico-close_student", "nano": "nano_student"}
 
 def shipped_weights(preset:str, weights:str=None)->str:
     "Name or path of a network's weights: those asked for, or the ones that the preset is shipped with."
@@ -175,7 +176,7 @@ class LiveAvatar:
     def from_pretrained(cls,
         preset="pico",       # pico: 64x64, nano: 128x128
         weights:str=None,    # another weights file for the DiT, by path or shipped name
-        vae:str="nano_vae",
+        vae:str=None,        # another VAE's weights; None: the preset's
         precision:str="float32", # or bfloat16; auto: bfloat16 where the device multiplies it in hardware
         device:str="auto",       # cpu, cuda, cuda:1; auto: a GPU if there is one
     )->"LiveAvatar":
@@ -185,7 +186,7 @@ class LiveAvatar:
         weights = shipped_weights(p.name, weights)
         low = lambda name: number if name.startswith(("decoder.", "conv2.")) else torch.float32   # the portrait is encoded in float32, once
         dit = fitting(load_weights(weights, device=place, dtype=number), p, weights)
-        return cls(p, dit, load_weights(vae, device=place, dtype=low), sampler_of(card_of(weights), p))
+        return cls(p, dit, load_weights(vae or p.vae_weights, device=place, dtype=low), sampler_of(card_of(weights), p))
     @property
     def device(self)->torch.device:
         "Where the networks are."
@@ -225,11 +226,18 @@ def levels(self:LiveAvatar, steps:int)->tuple:
 
 @patch
 def portrait(self:LiveAvatar, image, crop=None)->np.ndarray:
-    "(H, W, 3) uint8 at the preset's size, from a file, a Pillow picture or pixels; `crop` as for `read_portrait`."
-    size = self.preset.size[0]
-    if not isinstance(image, np.ndarray): return read_portrait(image, size, crop).pixels
+    "(H, W, 3) uint8 at the preset's size, from a file, a Pillow picture or pixels; `crop` as for `read_portrait`. A close-up shows the middle of a file's picture."
+    size, zoom = self.preset.size[0], world_of(self.preset.world).zoom
+    if not isinstance(image, np.ndarray): return nearer_crop(read_portrait(image, round(size * zoom), crop).pixels, size, zoom)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3: raise ValueError(f"a portrait is (H, W, 3) uint8, not {image.shape} {image.dtype}: convert it first")
     return image if crop is None and image.shape[:2] == (size, size) else read_portrait(image, size, crop or "middle").pixels
+
+def nearer_crop(picture:np.ndarray, size:int, zoom:float)->np.ndarray:
+    "The part (size, size, 3) of a larger picture of head and shoulders that a close-up shows."
+    if zoom == 1: return picture
+    left, top = (len(picture) - size) // 2, round(len(picture) * (.5 + .04 - .5 / zoom))
+    top = min(max(top, 0), len(picture) - size)
+    return np.ascontiguousarray(picture[top:top + size, left:left + size])
 
 # %% ../../nbs/45_stream.avatar.ipynb #6a1f2019
 def untrained(preset="pico", seed:int=0, **settings)->LiveAvatar:
