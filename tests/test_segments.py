@@ -47,6 +47,17 @@ def test_killed_anywhere_the_film_has_the_same_bytes(tmp_path, deaths):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "whole.mp4"]
 
 
+def test_stopped_by_hand_before_the_first_segment(tmp_path):
+    path, whole = tmp_path / "a.mp4", film(tmp_path / "whole.mp4", 5, segment_blocks=4)
+    with pytest.raises(KeyboardInterrupt), Job(path) as job:
+        job.begin(dict(seed=1))
+        with VideoWriter.resume(path, 32, 0, None, segment_blocks=4) as writer:  # closed properly, but not whole
+            writer.write(*block(0))
+            raise KeyboardInterrupt
+    run(path, 5, True, size=4)
+    assert path.read_bytes() == whole and sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "whole.mp4"]
+
+
 def test_killed_between_state_and_index(tmp_path, monkeypatch):
     whole = film(tmp_path / "whole.mp4", 6, segment_blocks=2)
     import liveavatar_nb.stream.segments as segments

@@ -54,17 +54,24 @@ class Job:
         check_writable(self.folder)
         self.lock = open(self.folder/"lock", "w")
         claim(self.lock, self.film)
-        self.index, self.ended = None, False
+        self.index, self.ended, self.before = None, False, self.stamp()
         path = self.folder/"index.json"
         if resume and path.exists(): self.index = read_index(path)
         elif resume and self.film.exists(): self.ended = is_finished(self.film)
         if not resume: self.forget()
+    def stamp(self):
+        "What the film is now: None, or its number, length and time."
+        try: s = self.film.stat(); return s.st_ino, s.st_size, s.st_mtime_ns
+        except OSError: return None
     def forget(self):
         "Nothing of an earlier run counts any more."
         for f in [self.folder/"index.json", *self.folder.glob("*.safetensors"), *self.folder.glob("*.part")]: f.unlink(missing_ok=True)
     def begin(self, settings:dict)->int:
         "Say what this run is; the number of blocks that are there already (0 for a new film)."
-        if self.index is None: self.index = Index(settings); return 0
+        if self.index is None:
+            self.index = Index(settings)                               # written now: a film without an index counts as finished
+            write_whole(self.folder/"index.json", self.index.text().encode())
+            return 0
         for key, now in settings.items():
             then = self.index.settings.get(key)
             if now != then: raise ValueError(f"the film was begun with another {key} ({then}, now {now}): give the same, or start again without --resume")
@@ -73,6 +80,7 @@ class Job:
     def __enter__(self): return self
     def __exit__(self, *error):
         "Let go of the lock; a folder that serves nobody is removed."
+        if self.index is not None and not self.index.blocks and self.stamp() == self.before: self.forget()    # no film was begun
         if not (self.folder/"index.json").exists(): shutil.rmtree(self.folder, ignore_errors=True)
         self.lock.close()
 
