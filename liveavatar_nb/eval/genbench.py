@@ -206,8 +206,8 @@ def table(rows:list, columns=COLUMNS)->str:
     "Rows as an aligned text table."
     wide = max([len(r["model"]) for r in rows] + [5])
     head = f"{'':{wide}s} " + " ".join(f"{SHORT.get(c, c):>9s}" for c in columns)
-    cell = lambda v: f"{v:9d}" if isinstance(v, int) else f"{v:9.3f}" if abs(v) < 10 else f"{v:9.1f}"
-    return "\n".join([head] + [f"{r['model']:{wide}s} " + " ".join(cell(r[c]) for c in columns) for r in rows])
+    cell = lambda v: f"{'-':>9s}" if v is None else f"{v:9d}" if isinstance(v, int) else f"{v:9.3f}" if abs(v) < 10 else f"{v:9.1f}"
+    return "\n".join([head] + [f"{r['model']:{wide}s} " + " ".join(cell(r.get(c)) for c in columns) for r in rows])
 
 # %% ../../nbs/51_eval.genbench.ipynb #ebd575d8
 def _load_marks(path)->Marks|None:
