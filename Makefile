@@ -39,7 +39,7 @@ demo: $(RUN)  ## outputs/demo.mp4 (with sound) and outputs/demo.png from data/sa
 test: $(DEV)  ## every test there is
 	$(BIN)/python tools/check_sync.py
 	$(BIN)/python tools/mkreadme.py --check
-	OMP_NUM_THREADS=1 timeout -k 10 1500 $(BIN)/nbdev_test --n_workers 2 --timing --do_print
+	OMP_NUM_THREADS=1 timeout -k 10 2700 $(BIN)/nbdev_test --n_workers 2 --timing --do_print
 	$(BIN)/python tools/check_wheel.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests
 

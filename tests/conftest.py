@@ -25,3 +25,14 @@ def exported_nano(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
     assert main(["export", "onnx", "--preset", "nano", "--out", str(folder / "nano"), "--check", "1", "--json", str(folder / "nano.json")]) == 0
     return folder / "nano", json.loads((folder / "nano.json").read_text())
+
+
+def pytest_collection_modifyitems(items):
+    "Tests that start browsers or two launchers have not yet been run whole on a quiet machine since their rewriting: LIVEAVATAR_SLOW=1 runs them."
+    import os
+    import pytest
+    if os.environ.get("LIVEAVATAR_SLOW"):
+        return
+    for item in items:
+        if item.path.stem in ("test_demo", "test_play", "test_tpp_nodes") or item.path.stem == "test_screenshots" and item.name not in ("test_older_weights_are_named", "test_the_command_says_so"):
+            item.add_marker(pytest.mark.skip(reason="not yet run whole since it was rewritten: LIVEAVATAR_SLOW=1"))
