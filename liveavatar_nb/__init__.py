@@ -7,11 +7,6 @@ __version__ = "0.1.0"
 __all__ = []
 
 # %% ../nbs/index.ipynb #96d249b0
-import os, sys
-
-if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-    os.environ["GOMP_SPINCOUNT"] = "2000"   # wait some 20 microseconds for the other threads of an operation, then sleep: see `bench stream --busy 1`
-
 def __getattr__(name):
     "`from liveavatar_nb import LiveAvatar`, imported when it is asked for: `import liveavatar_nb` stays quick."
     if name == "LiveAvatar":
