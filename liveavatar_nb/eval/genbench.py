@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SETS', 'NUMBERS', 'COLUMNS', 'SHORT', 'EXPRESSION', 'HEARD', 'exam_seeds', 'exam_clips', 'generate_clip', 'Candidate',
-           'truth', 'through_vae', 'through', 'candidate', 'of_avatar', 'shipped', 'Marks', 'gallery_of', 'mark',
-           'seam', 'row', 'evaluate', 'table', 'bench_genbench', 'bench_moods', 'bench_hearing', 'bench_poses',
+           'truth', 'through_vae', 'through', 'candidate', 'of_avatar', 'shipped', 'of_teacher', 'Marks', 'gallery_of',
+           'mark', 'seam', 'row', 'evaluate', 'table', 'bench_genbench', 'bench_moods', 'bench_hearing', 'bench_poses',
            'bench_sheet', 'recorded']
 
 # %% ../../nbs/51_eval.genbench.ipynb #f59175b9
@@ -23,14 +23,14 @@ from ..data.world import MOODS, MOTION_CHANNELS, random_identity, render, rest_m
 from .nearest import EYE, blink_depths, distance_numbers, nearest
 from .metrics import (Reading, colour_difference, correlation, flicker, frechet, load_probe, portrait_gallery,
                                         read_clip, retrieval, sharpness, sync, variance_ratio)
-from ..model.conditions import AudioEncoder, cut_blocks
+from ..model.conditions import AudioEncoder, cut_blocks, tokenize
 from ..model.dit import DiTConfig
 from ..model.presets import WEIGHTS, build, find_weights, load_weights, preset as get_preset
 from ..stream.avatar import LiveAvatar
 from ..train.latents import AUDIO_HISTORY, LatentClips, audio_window
 from ..model.flow import add_noise
 from ..train.forcing import forward_forcing
-from ..train.teacher import another_throat, sink_past
+from ..train.teacher import another_throat, sample_teacher, sink_past
 from ..train.vae import to_frames, to_video
 
 # %% ../../nbs/51_eval.genbench.ipynb #f7f35abf
@@ -111,6 +111,7 @@ def candidate(name:str, preset="nano")->Candidate:
         try: settings[key] = json.loads(value)
         except ValueError: settings[key] = value
         if not (key and equals): raise ValueError(f"model {name!r}: write settings as weights:steps=4:guidance=1")
+    if settings.pop("whole", False): return of_teacher(weights, Path(name).name if "/" in weights else name, p, **settings)
     avatar = LiveAvatar.from_pretrained(p, weights=weights)
     return of_avatar(avatar, Path(name).name if "/" in weights else name, _fingerprint(weights) + _fingerprint(p.vae_weights), **settings)
 
@@ -126,6 +127,24 @@ def shipped(preset="nano")->list:
     "Names of all candidates that the package brings for a preset: truth, VAE and every DiT."
     name = get_preset(preset).name
     return ["truth", "VAE"] + sorted(p.stem for p in WEIGHTS.glob(f"{name}_*.safetensors") if p.stem != f"{name}_vae")
+
+# %% ../../nbs/51_eval.genbench.ipynb #49f9949a
+def of_teacher(weights, name:str=None, preset="nano",
+               steps:int=40, guidance:float=1.5, shift:float=1., seed:int=0)->Candidate:
+    "A candidate that draws a whole clip at once, without a block or a cache: the bidirectional teacher. Clips must have whole latent frames."
+    p = get_preset(preset)
+    net, vae = load_weights(weights), load_weights(p.vae_weights)
+    @torch.inference_mode()
+    def call(clip:Clip):
+        if len(clip.motion) % 4: raise ValueError(f"a teacher draws whole latent frames: choose frames divisible by 4, not {len(clip.motion)}")
+        start = time.perf_counter()
+        sink, tokens = vae.encode(to_video(clip.frames[:1])), tokenize(clip.caption)
+        rows = torch.from_numpy(audio_window(audio_features(clip.samples, len(clip.motion)), 0, len(clip.motion)))[None]
+        x = sample_teacher(net, sink, tokens, rows, steps, guidance, shift, seed)
+        took = time.perf_counter() - start
+        frames = to_frames(vae.decode(torch.cat([sink, x], 2)))[1:]
+        return frames, [took * 12 / len(frames)] * (len(frames) // 12)
+    return Candidate(name or str(weights), call, steps * (1 + (guidance != 1)), zlib.crc32(repr((steps, guidance, shift, seed)).encode()) + _fingerprint(weights) + _fingerprint(p.vae_weights))
 
 # %% ../../nbs/51_eval.genbench.ipynb #6f893047
 NUMBERS = ("identity", "identity_end", "retrieval", "colour", "colour_end", "sharpness", "flicker", "seam", "mood", "psnr")
