@@ -20,7 +20,7 @@ from ..data.audio import audio_features
 from ..data.clips import Clip, make_clip
 from ..data.speech import random_speech, visemes
 from ..data.world import MOODS, MOTION_CHANNELS, random_identity, render, rest_motion, split_seed
-from .nearest import EYE, blink_depths, distance_numbers, nearest
+from .nearest import EYE, blink_numbers, distance_numbers, nearest
 from .metrics import (Reading, colour_difference, correlation, flicker, frechet, load_probe, portrait_gallery,
                                         read_clip, retrieval, sharpness, sync, variance_ratio)
 from ..model.conditions import AudioEncoder, cut_blocks, tokenize
@@ -199,8 +199,8 @@ def row(name:str, marks:list, evaluations:int=0)->dict:
     mean = {k: float(np.mean([m.numbers[k] for m in marks])) for k in NUMBERS}
     speed = np.concatenate([m.took[1:] for m in marks]) if any(len(m.took) > 1 for m in marks) else []
     ratio = variance_ratio([m.seen for m in marks], [m.world for m in marks])
-    blink = [(a, b) for m in marks for a, b in zip(blink_depths(m.true[:, EYE], m.seen[:, EYE]), blink_depths(m.true[:, EYE], m.world[:, EYE]))]
-    out = dict(model=name, clips=len(marks), **distance_numbers(np.concatenate([m.distances for m in marks])), blink=sum(a for a, _ in blink) / max(sum(b for _, b in blink), 1e-9), correlation=np.mean([c["correlation"] for c in curves]) if curves else 0., lag=int(np.mean([c["curve"] for c in curves], 0).argmax()) - 6 if curves else 0,
+    out = dict(model=name, clips=len(marks), **distance_numbers(np.concatenate([m.distances for m in marks])), **blink_numbers([m.seen[:, EYE] for m in marks], [m.world[:, EYE] for m in marks]),
+               correlation=np.mean([c["correlation"] for c in curves]) if curves else 0., lag=int(np.mean([c["curve"] for c in curves], 0).argmax()) - 6 if curves else 0,
                lag_within_1=np.mean([abs(c["lag"]) <= 1 for c in curves]) if curves else 0., channels=np.mean([c["channels"] for c in curves]) if curves else 0.,
                swapped=np.mean(swapped) if swapped else 0., **mean, **{f"variance_{k}": v for k, v in ratio.items()},
                frechet=frechet(*(np.concatenate([getattr(m, k) for m in marks]) for k in ("features", "world_features"))),
@@ -218,7 +218,7 @@ def _answer(who:Candidate, clip:Clip)->tuple:
     return result if isinstance(result, tuple) else (result, ())
 
 # %% ../../nbs/51_eval.genbench.ipynb #47ec656e
-COLUMNS = ("distance", "distance_low", "broken", "correlation", "lag", "swapped", "identity", "retrieval", "colour", "sharpness", "variance_motion", "variance_expression", "flicker", "seam", "blink", "frechet", "mood", "evaluations", "seconds_per_block")
+COLUMNS = ("distance", "distance_low", "broken", "correlation", "lag", "swapped", "identity", "retrieval", "colour", "sharpness", "variance_motion", "variance_expression", "flicker", "seam", "blink", "blinks", "frechet", "mood", "evaluations", "seconds_per_block")
 SHORT = dict(distance_low="low", correlation="sync", variance_motion="motion", variance_expression="express", evaluations="NFE", seconds_per_block="s/block")
 
 def table(rows:list, columns=COLUMNS)->str:
