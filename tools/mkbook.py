@@ -127,7 +127,7 @@ def stage(folder, nbs=root / "nbs"):
     config = dict(title=settings["title"], author=settings["author"], copyright="2026", execute=dict(execute_notebooks="off"), only_build_toc_files=True,
                   launch_buttons=dict(thebe=False, notebook_interface="jupyterlab"), html=dict(use_repository_button=False, home_page_in_navbar=True),
                   parse=dict(myst_enable_extensions=["colon_fence", "dollarmath", "html_image", "linkify", "substitution"], myst_url_schemes=["http", "https", "mailto"]),
-                  sphinx=dict(extra_extensions=["sphinx_mathjax_offline"], config=dict(html_static_path=["_static"], html_css_files=["book.css"], nb_merge_streams=True, language="en",
+                  sphinx=dict(extra_extensions=["sphinx-mathjax-offline"], config=dict(html_static_path=["_static"], html_css_files=["book.css"], nb_merge_streams=True, language="en",
                                           html_theme_options=dict(show_toc_level=2, use_download_button=True, use_fullscreen_button=False))))
     (folder / "_config.yml").write_text(json.dumps(config, indent=1))
     return parts

@@ -77,13 +77,14 @@ def distance_numbers(scores:np.ndarray)->dict:
 EYE = MOTION_CHANNELS.index("eye_open")
 
 def blink_depths(track:np.ndarray, least:float=.12)->list:
-    "How far the eyes close in each blink of an eye track (T,): stretches of at least two frames that lie `least` or more under the track's median."
+    "How far the eyes close in each blink of an eye track (T,): two frames or more that lie at least `least` under the track's median."
     fall = np.median(track) - track
     low = np.concatenate([[0], (fall >= least).astype(int), [0]])
     return [float(fall[a:b].max()) for a, b in zip(np.flatnonzero(np.diff(low) == 1), np.flatnonzero(np.diff(low) == -1)) if b - a > 1]
 
 def blink_numbers(seen:list, world:list, fps:float=25.)->dict: # lists of eye tracks (T,), one a film
-    "{'blink': completeness, mean depth of the seen blinks as a share of the world's; 'blinks': seen blinks per minute; 'blinks_world': the world's}"
+    "{'blink': mean depth of the seen blinks as a share of the world's; 'blinks': seen blinks per minute; 'blinks_world': the world's}"
     mine, theirs = ([d for track in tracks for d in blink_depths(np.asarray(track))] for tracks in (seen, world))
     minutes = lambda tracks: max(sum(len(t) for t in tracks), 1) / fps / 60
-    return dict(blink=float(np.mean(mine) / np.mean(theirs)) if mine and theirs else 0., blinks=len(mine) / minutes(seen), blinks_world=len(theirs) / minutes(world))
+    depth = float(np.mean(mine) / np.mean(theirs)) if mine and theirs else 0.
+    return dict(blink=depth, blinks=len(mine) / minutes(seen), blinks_world=len(theirs) / minutes(world))

@@ -23,7 +23,7 @@ from ..model.dit import DiT
 from ..model.presets import load_weights, preset as get_preset, save_weights
 from .latents import AUDIO_HISTORY, LatentClips, audio_window, mapped, read_header
 from .loop import Optim, fit, load_ema, mix, read_log, write_checkpoint
-from .teacher import another_throat
+from .voices import another_throat
 
 # %% ../../nbs/31b_train.ear.ipynb #bfcb4c2c
 TARGETS = (*VISEME_CHANNELS, "emphasis")

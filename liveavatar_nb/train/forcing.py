@@ -19,7 +19,9 @@ from ..model.flow import add_noise, velocity
 from ..model.masks import block_causal_mask, teacher_forcing_mask
 from ..model.rope import grid_positions
 from .latents import AUDIO_HISTORY
-from .teacher import another_throat, cell_weight, draw_sigmas, drop_conditions, middle_tokens, sink_past, sink_place, train_stage
+from .align import middle_tokens
+from .teacher import cell_weight, draw_sigmas, drop_conditions, sink_past, sink_place, train_stage
+from .voices import another_throat
 
 # %% ../../nbs/32_train.forcing.ipynb #5fbb2ad8
 KINDS = ("independent", "diagonal", "clean")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from tqdm import tqdm
 
 from ..data.clips import make_clip
@@ -148,9 +149,6 @@ class LatentClips:
         "Everything about clip i: arrays (memory-mapped) and header entries."
         s, row = self.places[i]
         return {k: v[row] for k, v in self.shards[s].items()} | {k: self.states[s][k][row] for k in FIELDS}
-
-# %% ../../nbs/30c_train.latents.ipynb #4779a042
-from fastcore.basics import patch
 
 # %% ../../nbs/30c_train.latents.ipynb #6a0ee55b
 @patch
