@@ -186,10 +186,12 @@ def main(argv=None):
     a.add_argument("--json", default="-", help="write the record here, beside what it holds already (- for the screen)")
     a.add_argument("--parts", default=",".join(PARTS), help="some of " + ", ".join(PARTS))
     a.add_argument("--clips", type=int, help="films for each count")
+    a.add_argument("--first", type=int, default=0, help="number of the first film: from 200 on no chapter shows them")
     parser, a = a, a.parse_args(argv)
     if strange := set(a.parts.split(",")) - set(PARTS): parser.error(f"unknown part {min(strange)}: choose among {', '.join(PARTS)}")
     av.logging.set_level(av.logging.FATAL)
     count = {k: {n: a.clips} for k, n in dict(marks="clips", unmarked="clips", seals="files", cost="blocks").items() if a.clips}
+    for k in ("marks", "unmarked", "seals"): count.setdefault(k, {})["first"] = a.first
     with tempfile.TemporaryDirectory() as folder:
         os.environ.setdefault("LIVEAVATAR_CONFIG", folder)
         for part in a.parts.split(","):
