@@ -146,7 +146,8 @@ def _from_config(f)->nn.Module:
         values = {a.name: tuple(v) if isinstance(v := values[a.name], list) else v for a in fields(config) if a.name in values}
         large = [k for k, v in values.items() if isinstance(v, (int, float)) and not abs(v) <= (1000 if "layers" in k else 2**20)]
         if large: raise ValueError(f"{large[0]} is {values[large[0]]}")
-        with torch.device("meta"), at_most(len(f.names)): return make(config(**values), **(dict(init=False) if make is DiT else {}))
+        with torch.device("meta"), at_most(len(f.names)):
+            return make(config(**values), **(dict(init=False) if make is DiT else {}))
     except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, AssertionError, IndexError, AttributeError) as e:
         why = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise PresetError(f"{f.path.name} describes no network that can be built ({why}): fetch it again") from e
