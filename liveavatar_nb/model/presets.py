@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['OFFICIAL_DIT', 'PRESETS', 'WEIGHTS', 'KINDS', 'PresetError', 'Preset', 'preset', 'build', 'eight_bits',
-           'save_weights', 'find_weights', 'WeightsFile', 'read_weights', 'load_weights', 'put_tensor', 'device_of',
-           'number_type', 'card_of']
+           'save_weights', 'find_weights', 'WeightsFile', 'read_weights', 'at_most', 'load_weights', 'put_tensor',
+           'device_of', 'number_type', 'card_of']
 
 # %% ../../nbs/28_model.presets.ipynb #82f971d8
-import json, os
+import json, os, threading
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from .dit import DiT, DiTConfig
 from .vae import VAEConfig, VideoVAE
@@ -105,16 +107,19 @@ class WeightsFile:
         self.path = find_weights(name)
         try: self.file = safe_open(self.path, "pt")
         except (SafetensorError, OSError, ValueError) as e:
-            raise PresetError(f"{self.path.name} is damaged or not a safetensors file ({e}): fetch it again") from e
+            why = " ".join(str(e).split())[:200]
+            raise PresetError(f"{self.path.name} is damaged or not a safetensors file ({why}): fetch it again") from e
         keys = list(self.file.keys())
         self.header, self.scaled = self.file.metadata() or {}, {k.removesuffix(".scale") for k in keys if k.endswith(".scale")}
         self.names = [k for k in keys if not k.endswith(".scale")]
     def shape(self, name:str)->tuple: return tuple(self.file.get_slice(name).get_shape())
     def tensor(self, name:str)->Tensor:
         "In float32; eight-bit matrices multiplied out."
-        try: t = self.file.get_tensor(name).float()
-        except Exception as e: raise PresetError(f"{self.path.name}: {name} can't be read ({e}): fetch the file again") from e
-        return t * self.file.get_tensor(f"{name}.scale").reshape(-1, *(1,) * (t.ndim - 1)) if name in self.scaled else t
+        try:
+            t = self.file.get_tensor(name).float()
+            return t * self.file.get_tensor(f"{name}.scale").reshape(len(t), *(1,) * (t.ndim - 1)) if name in self.scaled else t
+        except Exception as e:
+            raise PresetError(f"{self.path.name}: {name} can't be read ({str(e).splitlines()[0]}): fetch the file again") from e
 
 def read_weights(name)->tuple[dict, dict]:
     "(tensors, header) of a weights file; a damaged file gives one clear line."
@@ -122,15 +127,27 @@ def read_weights(name)->tuple[dict, dict]:
     return {k: f.tensor(k) for k in f.names}, f.header
 
 # %% ../../nbs/28_model.presets.ipynb #4af0476f
+@contextmanager
+def at_most(weights:int):
+    "In here this thread builds networks of no more than so many parameters; `ValueError` at the first one too many."
+    left, mine = [weights], threading.get_ident()
+    def count(module, name, value):
+        left[0] -= value is not None and threading.get_ident() == mine
+        if left[0] < 0: raise ValueError(f"more than the {weights} weights of the file")
+    hook = register_module_parameter_registration_hook(count)
+    try: yield
+    finally: hook.remove()
+
 def _from_config(f)->nn.Module:
-    "The network that a weights file's header describes, on the meta device: nothing is allocated before the shapes agree."
+    "The network that a header describes, on the meta device: nothing is allocated before the shapes agree, or built that the file can't fill."
     make, config = KINDS[f.header["kind"]]
     try:
         values = json.loads(f.header["config"])
         values = {a.name: tuple(v) if isinstance(v := values[a.name], list) else v for a in fields(config) if a.name in values}
         large = [k for k, v in values.items() if isinstance(v, (int, float)) and not abs(v) <= (1000 if "layers" in k else 2**20)]
         if large: raise ValueError(f"{large[0]} is {values[large[0]]}")
-        with torch.device("meta"): return make(config(**values), **(dict(init=False) if make is DiT else {}))
+        with torch.device("meta"), at_most(len(f.names)):
+            return make(config(**values), **(dict(init=False) if make is DiT else {}))
     except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, AssertionError, IndexError, AttributeError) as e:
         why = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise PresetError(f"{f.path.name} describes no network that can be built ({why}): fetch it again") from e
