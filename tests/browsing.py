@@ -13,6 +13,7 @@ from pathlib import Path
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
          "--autoplay-policy=no-user-gesture-required", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+SLOW = 4     # every limit below ends a hang, no more: a machine may be four times as slow as the slowest that was thought of
 HOW = "no browser: install one (Debian: apt-get install chromium; anywhere: python -m playwright install chromium)"
 
 
@@ -96,8 +97,7 @@ def server(folder):
         try:
             yield address
         finally:
-            for k in kernels(address):
-                call(address, f"/api/kernels/{k['id']}", "DELETE")
+            end_kernels(address)
 
 
 @contextmanager
@@ -126,6 +126,11 @@ def kernels(address):
     return call(address, "/api/kernels") or []
 
 
+def end_kernels(address):
+    for k in kernels(address):
+        call(address, f"/api/kernels/{k['id']}", "DELETE")
+
+
 def kernel_process(address, name):
     "The process behind a kernel's id."
     import psutil
@@ -138,9 +143,10 @@ def notebook(path, *cells):
                                           cells=[cell(i, s) for i, s in enumerate(cells)])))
 
 
-def open_lab(page, address, name, timeout=240):
-    """Open a notebook in JupyterLab and run all its cells; returns when the player is there.
-    On a busy machine JupyterLab calls a kernel idle before it takes orders, so the order is repeated until the first cell has a star or a number."""
+def open_lab(page, address, name, timeout=SLOW * 120):
+    """Open a notebook that never ran in JupyterLab and run all its cells; returns when the player is there.
+    On a busy machine JupyterLab calls a kernel idle before it takes orders, so the order is repeated until the first cell has a star or a number.
+    (One that ran before has the number already, and with its kernel alive even its old player: it would not be run again.)"""
     page.goto(f"{address}/lab/tree/{name}?reset&token=t", timeout=1000 * timeout)
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=1000 * timeout)
 
@@ -150,7 +156,7 @@ def open_lab(page, address, name, timeout=240):
         page.keyboard.press("Escape")
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_text("Run All Cells", exact=True).click()
-    wait(taken, timeout, 2, what="JupyterLab takes the order to run")
+    wait(taken, timeout / SLOW, 2, what="JupyterLab takes the order to run")
     try:
         page.wait_for_selector(".lav-start", timeout=1000 * timeout)
     except Exception as e:
@@ -164,12 +170,12 @@ def stats(page):
 
 
 def wait(condition, seconds=30, step=.1, what="condition"):
-    end = time.monotonic() + seconds
+    end = time.monotonic() + SLOW * seconds
     while time.monotonic() < end:
         if value := condition():
             return value
         time.sleep(step)
-    raise TimeoutError(f"{what}: not within {seconds} s")
+    raise TimeoutError(f"{what}: not within {SLOW * seconds} s")
 
 
 def status(page):
@@ -187,6 +193,7 @@ CELLS = ("from liveavatar_nb.demo.app import Demo\ndemo = Demo('pico')\ndemo",)
 def watched(browser):
     "A page of 1280 × 800 that remembers its scripts' errors."
     page = browser.new_page(viewport=dict(width=1280, height=800))
+    page.set_default_timeout(SLOW * 30_000)
     page.problems = []
     page.on("pageerror", lambda e: page.problems.append(str(e)))
     return page
@@ -210,7 +217,7 @@ def open_page(browser, address):
         except Exception:
             return None
     wait(there, 120, 1, what="the page")
-    page.wait_for_selector(".lav-start", timeout=120_000)
+    page.wait_for_selector(".lav-start", timeout=SLOW * 120_000)
     loaded(page)
     return page
 

@@ -171,8 +171,9 @@ def on_mic(self:Demo, message, buffers):
         if on: self.start()
         live = self.live
         if live is None: return
-        if on and live.voices.waiting > 0: self.interrupt(live)
-        live.voices.microphone(on)
+        with live.lock:
+            if on and live.voices.waiting > 0: self.interrupt(live)
+            live.voices.microphone(on)
     threading.Thread(target=later, daemon=True).start()
 
 @patch

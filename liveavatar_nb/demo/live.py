@@ -210,7 +210,8 @@ def clips(self:Live):
             clip, seconds, parts = self.timed(block.samples)
             if self.back is not None: continue               # interrupted meanwhile: nobody wants this block
             self.costs.append(seconds); self.adapt(); self.blocks += 1; self.number += 1; self.seconds_made += self.block_s
-            mark, self.mark = block.mark or self.mark, None
+            mark = block.mark or self.mark
+            if mark == self.mark: self.mark = None          # else it waits for the next block: a block carries one mark
             yield SimpleNamespace(frames=clip.frames, samples=clip.samples, ms=1000 * seconds, heard=block.heard, mark=mark, parts=parts,
                                   meant=block.meant, speech=block.speech, number=clip.block, cut=cuts)
     finally:
