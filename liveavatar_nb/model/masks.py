@@ -33,13 +33,12 @@ def block_causal_mask(
     sink = block[:, None] == owner[None] if sink_per_block else torch.ones(len(block), sink_tokens, dtype=torch.bool)
     return torch.cat([sink, mask], 1)
 
-# %% ../../nbs/22_model.masks.ipynb #f1447ad9
+# %% ../../nbs/22_model.masks.ipynb #3d2d45f8
 def bidirectional_mask(n_frames:int, tokens_per_frame:int, sink_tokens:int=0)->Tensor:
     "(N, sink_tokens + N) bool, all True: the teacher sees the whole clip."
     n = n_frames * tokens_per_frame
     return torch.ones(n, sink_tokens + n, dtype=torch.bool)
 
-# %% ../../nbs/22_model.masks.ipynb #3d2d45f8
 def teacher_forcing_mask(n_frames:int, tokens_per_frame:int, block_frames:int=3, window_blocks:int|None=4, sink_tokens:int=0)->Tensor:
     "(2N, sink_tokens + 2N) bool for the sequence [clean clip | noisy clip]: a noisy block sees itself and the clean blocks before it."
     block = torch.arange(n_frames * tokens_per_frame) // (block_frames * tokens_per_frame)
