@@ -17,6 +17,7 @@ import torch
 
 from ..data.audio import audio_features
 from ..data.clips import Clip, make_clip
+from ..data.world import MOODS
 from .nearest import EYE, blink_numbers, distance_numbers, nearest
 from .metrics import (Reading, colour_difference, correlation, flicker, frechet, load_probe, portrait_gallery,
                                         read_clip, retrieval, sharpness, sync, variance_ratio)
