@@ -139,7 +139,7 @@ def at_most(weights:int):
     finally: hook.remove()
 
 def _from_config(f)->nn.Module:
-    "The network that a header describes, on the meta device: nothing is allocated before the shapes agree, or built that the file can't fill."
+    "The network that a header describes, on the meta device; nothing is allocated before the shapes agree, or built that can't be filled."
     make, config = KINDS[f.header["kind"]]
     try:
         values = json.loads(f.header["config"])
