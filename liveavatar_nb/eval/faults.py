@@ -24,7 +24,7 @@ from ..stream.film import OutputError, read_video
 from ..stream.segments import read_index
 from ..stream.writer import BLOCK_FRAMES
 
-# %% ../../nbs/54_eval.faults.ipynb #96295d43
+# %% ../../nbs/54_eval.faults.ipynb #49787eea
 @dataclass
 class Task:
     "A film that is made again and again, in a folder. `frames`, `sound`, `took`: what it is, and how many seconds it takes, undisturbed."
@@ -42,6 +42,7 @@ class Task:
         return ["generate", *(f"--{k}={v}" for k, v in options.items()), *["--resume"] * resume]
     def film(self, name:str)->Path: return self.folder/f"{name}.mp4"
 
+# %% ../../nbs/54_eval.faults.ipynb #3e324478
 def bring(folder, seconds:float, seed:int=0):
     "Voice and portrait, as files."
     from PIL import Image
@@ -51,7 +52,7 @@ def bring(folder, seconds:float, seed:int=0):
     save_wav(folder/"voice.wav", random_speech(seed, "heldout", seconds).samples[:round(16000 * seconds)])
     Image.fromarray(render_portrait(random_identity(split_seed("heldout", seed)), 128)).save(folder/"face.png")
 
-# %% ../../nbs/54_eval.faults.ipynb #722e9e24
+# %% ../../nbs/54_eval.faults.ipynb #4b101165
 PRELOAD = ["liveavatar_nb.cli", "liveavatar_nb.stream.avatar", "liveavatar_nb.stream.making", "liveavatar_nb.stream.provenance",
            "librosa.filters", "tqdm.auto", "psutil"]
 
@@ -60,10 +61,12 @@ def work(argv:list, folder:str):
     with open(Path(folder)/"log.txt", "a") as log:
         for number in (1, 2): os.dup2(log.fileno(), number)
     os.environ["LIVEAVATAR_CONFIG"] = str(Path(folder)/"keys")
+    signal.signal(signal.SIGINT, signal.default_int_handler)       # a job in the background would ignore Ctrl+C, and so would its children
     import torch
     torch.set_num_threads(1)
     sys.exit(resolve_name("liveavatar_nb.cli:main")(argv))
 
+# %% ../../nbs/54_eval.faults.ipynb #e95c3668
 def start(task:Task, name:str, resume:bool=False):
     "A running process."
     process = server().Process(target=work, args=(task.argv(name, resume), str(task.folder)))
@@ -124,7 +127,7 @@ def joined(task:Task, name:str)->str|None:
     rest = [p.name for p in task.folder.glob(f".{name}*")] + [p.name for p in task.folder.glob(f"{name}*.part")]
     if rest: return f"{rest[0]} was left lying about"
 
-# %% ../../nbs/54_eval.faults.ipynb #e79aee7a
+# %% ../../nbs/54_eval.faults.ipynb #169285d1
 SIGNALS = ("SIGKILL", "SIGINT", "SIGTERM")
 
 def kill(process, how:str)->str|None:
@@ -135,6 +138,7 @@ def kill(process, how:str)->str|None:
     process.kill(); process.join()
     return f"it went on for a minute after {how}"
 
+# %% ../../nbs/54_eval.faults.ipynb #4ddadcda
 def one_film(task:Task, rng, kills:int, name:str="killed")->tuple: # rows of the kills, what is wrong in the end
     "Make a film while it is killed so many times at random moments; the folder is as before afterwards."
     rows = []
@@ -152,7 +156,7 @@ def one_film(task:Task, rng, kills:int, name:str="killed")->tuple: # rows of the
         for f in task.folder.glob(f"{name}.*"): f.unlink()
     return rows, wrong
 
-# %% ../../nbs/54_eval.faults.ipynb #8af790ec
+# %% ../../nbs/54_eval.faults.ipynb #6f9ed896
 @contextlib.contextmanager
 def keys_in(folder):
     "Keys are looked for, and made, in this folder."
@@ -173,6 +177,7 @@ def summary(task:Task, rows:list, wrong:list, each:int)->dict:
                 sound_after_kill=len(rows) - len(problems), problems=problems, films_equal=sum(w is None for w in wrong),
                 films_wrong=[w for w in wrong if w])
 
+# %% ../../nbs/54_eval.faults.ipynb #7610af95
 def bench_kills(n:int=200, seconds:float=60., preset:str="pico", segment_seconds:float=.96, steps:int=1, each:int=4, minutes:float=1e6,
                 seed:int=0)->dict:
     "Kill a film at random moments, `n` times or for so many `minutes`, `each` times before it may be finished: what plays and goes on."
