@@ -169,7 +169,7 @@ def _synthesize(text: str, voice: Voice) -> tuple[np.ndarray, list, int]:
                 name = ctypes.string_at(ctypes.addressof(e.id), 8).split(b"\0")[0]
                 events.append((e.sample, name.decode("utf-8", "ignore") or SILENCE))
         return 0
-    callback, spoken = _CALLBACK(collect), text.replace("\0", " ").encode()
+    callback, spoken = _CALLBACK(collect), text.replace("\0", " ").encode("utf-8", "replace")
     with _engine() as (lib, rate):
         lib.espeak_SetSynthCallback(callback)
         if lib.espeak_SetVoiceByName(f"{LANGUAGES[voice.language]}+{voice.variant}".encode()) != 0:

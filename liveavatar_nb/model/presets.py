@@ -139,7 +139,7 @@ def at_most(weights:int):
     finally: hook.remove()
 
 def _from_config(f)->nn.Module:
-    "The network that a header describes, on the meta device: nothing is allocated before the shapes agree, or built that the file can't fill."
+    "The network that a header describes, on the meta device; nothing is allocated before the shapes agree, or built that can't be filled."
     make, config = KINDS[f.header["kind"]]
     try:
         values = json.loads(f.header["config"])
@@ -201,6 +201,10 @@ def number_type(precision:str="auto", device="cpu")->torch.dtype:
 
 # %% ../../nbs/28_model.presets.ipynb #2da9100b
 def card_of(name)->dict:
-    "The card that lies beside a weights file; empty if there is none."
+    "The card that lies beside a weights file; empty if there is none. `PresetError` for one that is damaged."
     path = find_weights(name).with_suffix(".json")
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try: card = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (ValueError, RecursionError): card = None
+    if not isinstance(card, dict) or not isinstance(card.get("sampler", {}), dict):
+        raise PresetError(f"{path.name} is no weights card: fetch it again, or take it away")
+    return card

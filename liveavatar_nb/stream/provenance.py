@@ -240,6 +240,10 @@ def verify(path, by:str=None, unfinished:bool=False)->dict:
     return r | dict(ok=r["status"] == "whole" or unfinished and r["status"] == "unfinished")
 
 # %% ../../nbs/47e_stream.provenance.ipynb #ae4551f4
+def _word(value)->str:
+    "A stranger's words in one line: whoever signs a film may write into its manifest what they like, a terminal's commands too."
+    return "".join(c if c.isprintable() else " " for c in str(value))[:200]
+
 def say(r:dict)->str:
     "A report of `verify` in a few lines."
     lines = [f"{r['status']}: {r['what']}"]
@@ -248,11 +252,12 @@ def say(r:dict)->str:
         you = ", which is you" if r["mine"] else ""
         lines.append(f"  {r['frames']} frames ({r['seconds']:.2f} s) signed by {r['by']}{you}; film {r['id']}")
         m = r["manifest"]; consent = m.get("consent")
-        asked = f"allowed by {consent['by']} for {consent['purpose']}" if consent else "no consent on record"
-        lines.append(f"  made by {m.get('generator', '?')} on {m.get('made', '?')}, {asked}")
+        good = isinstance(consent, dict) and {"by", "purpose"} <= consent.keys()
+        asked = f"allowed by {_word(consent['by'])} for {_word(consent['purpose'])}" if good else "no consent on record"
+        lines.append(f"  made by {_word(m.get('generator', '?'))} on {_word(m.get('made', '?'))}, {asked}")
     if r["unsigned"]: lines.append(f"  {r['unsigned']} frames behind the last seal are signed by nobody")
     if r["mark"]: lines.append(f"  invisible mark {r['mark']['id']}, {r['mark']['sigma']} sigma")
-    if r["c2pa"]: lines.append(f"  C2PA manifest: {r['c2pa']['state']}, of {r['c2pa'].get('signer')}")
+    if r["c2pa"]: lines.append(f"  C2PA manifest: {_word(r['c2pa']['state'])}, of {_word(r['c2pa'].get('signer'))}")
     return "\n".join(lines + [f"  note: {n}" for n in r["notes"]])
 
 # %% ../../nbs/47e_stream.provenance.ipynb #525e17b8

@@ -132,6 +132,13 @@ def _end(reader:_Reader)->Found|None:
     if not r.last.final: return Found("truncated", "what is signed is genuine; the film was longer than this", r.frame)
     if not open_ and says != length_box(r.frame, r.first.fps): return Found("changed", "the film's length in the header was changed", 0)
 
+# %% ../../nbs/47c_stream.verify.ipynb #1fd1bacb
+def _manifest(data:bytes)->dict:
+    "What a film says of itself; empty if that is no JSON object: a good signature promises no good manners."
+    try: said = json.loads(data)
+    except (ValueError, RecursionError): return {}
+    return said if isinstance(said, dict) else {}
+
 # %% ../../nbs/47c_stream.verify.ipynb #892a932a
 def verify_film(
     film, # path or bytes
@@ -149,7 +156,7 @@ def verify_film(
     out = dict(status="whole", what="every frame is as it was signed", frames=reader.frame, fps=fps, seconds=round(reader.frame / fps, 3),
                first_frame=None, time=None, by=first and fingerprint(first.public), id=first and first.film.hex(),
                unsigned=pictures(bytes(reader.loose), reader.kinds),
-               manifest=json.loads(first.manifest) if first and first.manifest else {})
+               manifest=_manifest(first.manifest if first else b""))
     if found: out |= dict(status=found.status, what=found.what)
     if found and found.status != "unsigned":
         time = found.frame / fps if found.packet is None else found.packet * 1024 / 48000
