@@ -57,7 +57,8 @@ def test_torchao_gives_the_same(g):
     pytest.importorskip("torchao", reason="torchao is not installed")
     ours, theirs = golden_net(g), golden_net(g)
     assert quantize(ours, "int8") == by_torchao(theirs, "int8")
-    assert (golden_rollout(ours, g, 1) - golden_rollout(theirs, g, 1)).abs().max() < 1e-2
+    ours, theirs = (golden_rollout(n, g, 1) for n in (ours, theirs))
+    assert far(theirs, g["want.full"][:1]).max() < BOUNDS["int8"] and far(theirs, ours).max() < BOUNDS["int8"]
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="multiplies float8"): by_torchao(golden_net(g), "float8")
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['E4M3', 'LARGEST', 'KINDS', 'GOLDEN', 'to_fp8', 'Float8Linear', 'scaled_product', 'is_big', 'Int8Linear', 'has_fp8',
-           'quantize', 'by_torchao', 'layer_errors', 'golden_net', 'golden_rollout', 'golden_sound', 'weight_bytes',
+           'quantize', 'by_torchao', 'layer_errors', 'golden_net', 'golden_sound', 'golden_rollout', 'weight_bytes',
            'cache_bytes', 'vae_bytes', 'memory_table', 'bench_bits']
 
 # %% ../../nbs/62_wan.quantize.ipynb #5d64f535
@@ -34,7 +34,7 @@ def to_fp8(x:Tensor)->tuple[Tensor, Tensor]: # (..., K) to float8 (..., K) and s
 
 # %% ../../nbs/62_wan.quantize.ipynb #1a0b0cbf
 class Float8Linear(nn.Module):
-    "A linear layer with weights in e4m3 and a scale per row; rows of the input are rounded as they come. Multiplied in 8 bits where the card can."
+    "A linear layer with weights in e4m3 and a scale per row; rows of the input are rounded as they come. In 8 bits where the card can."
     def __init__(self, linear:nn.Linear):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -49,13 +49,16 @@ class Float8Linear(nn.Module):
 
 def scaled_product(a:Tensor, a_scale:Tensor, b:Tensor, b_scale:Tensor)->Tensor: # (M, K), (M, 1), (N, K), (1, N) to (M, N)
     "a b^T of float8 rows with their scales: in the tensor cores of a card that has them for float8 (bfloat16 comes out), else in float32."
-    if a.is_cuda: return torch._scaled_mm(a.contiguous(), b.t(), scale_a=a_scale, scale_b=b_scale, out_dtype=torch.bfloat16, use_fast_accum=True)
+    if a.is_cuda:
+        scales = dict(scale_a=a_scale, scale_b=b_scale)
+        return torch._scaled_mm(a.contiguous(), b.t(), **scales, out_dtype=torch.bfloat16, use_fast_accum=True)
     return (a.float() @ b.float().t()) * a_scale * b_scale
 
 # %% ../../nbs/62_wan.quantize.ipynb #b680724b
 def is_big(name:str, module:nn.Module)->bool:
     "The layers that are worth fewer bits: linear layers of the blocks and of the sound's cross-attentions."
-    return isinstance(module, nn.Linear) and (name.startswith("blocks.") or name.startswith("audio_injector.injector.") and not name.endswith(".o"))
+    sound = name.startswith("audio_injector.injector.") and not name.endswith(".o")
+    return isinstance(module, nn.Linear) and (name.startswith("blocks.") or sound)
 
 # %% ../../nbs/62_wan.quantize.ipynb #a42c1c8a
 class Int8Linear(nn.Module):
@@ -80,10 +83,11 @@ def has_fp8(device)->bool:
 
 @torch.no_grad()
 def quantize(net:nn.Module, precision:str, choose=is_big)->int:
-    "Put layers of 8 bits in the place of the chosen ones, one by one, so that memory never holds both; returns how many. A card without float8 is refused."
+    "Put layers of 8 bits in the place of the chosen ones, one by one: memory never holds both. Returns how many; refuses a card without float8."
     if precision not in KINDS: raise ValueError(f"unknown precision {precision!r}: use {', '.join(KINDS)}")
     device = next(net.parameters()).device
-    if precision == "float8" and device.type == "cuda" and not has_fp8(device): raise ValueError(f"{torch.cuda.get_device_name(device)} has no float8: use int8 or bfloat16")
+    if precision == "float8" and device.type == "cuda" and not has_fp8(device):
+        raise ValueError(f"{torch.cuda.get_device_name(device)} has no float8: use int8 or bfloat16")
     chosen = [(n, m) for n, m in net.named_modules() if choose(n, m)]
     for name, module in chosen:
         parent, _, leaf = name.rpartition(".")
@@ -132,14 +136,22 @@ GOLDEN = DiTConfig(dim=96, ffn_dim=192, heads=3, layers=4, freq_dim=64, text_dim
 def golden_net(g:dict)->DiT:
     "The tiny network of `data/golden/dit.safetensors`, float32; its motion tokens are those of the file."
     net = DiT(GOLDEN, init=False).requires_grad_(False).eval()
-    empty = {k: torch.zeros_like(v) for k, v in net.state_dict().items() if k in ("frame_packer.proj_2x.weight", "frame_packer.proj_4x.weight")}
+    empty = {k: torch.zeros_like(v) for k, v in net.state_dict().items() if k.startswith(("frame_packer.proj_2x.w", "frame_packer.proj_4x.w"))}
     load_official(net, empty | {k[7:]: v for k, v in g.items() if k.startswith("weight.")})
     net.frame_packer.forward = lambda motion: (g["in.motion_tokens"].to(motion), framepack_positions(7, 8))
     return net
 
+def golden_sound(net:DiT, g:dict, text, block:int):
+    "Conditions of a block of the golden roll-out: its sound and its pose."
+    like, at = next(net.parameters()), block % 4 * 3
+    pose = net.embed(g["in.cond_latents"][:, :, at:at + 3].to(like), net.cond_encoder)
+    text.pose = pose
+    return net.add_audio(text, g["in.audio"][None, :, ..., 12 * block:12 * block + 12].mT.to(like), fold=True)
+
+# %% ../../nbs/62_wan.quantize.ipynb #336da27d
 @torch.no_grad()
-def golden_rollout(net:DiT, g:dict, blocks:int=6, on_look=None)->Tensor:
-    "(blocks, 16, 3, 14, 16) clean latents of the official roll-out: 4 steps a block, window of 9 frames, a new sink before the fifth block."
+def golden_rollout(net:DiT, g:dict, blocks:int=6)->Tensor:
+    "(blocks, 16, 3, 14, 16) clean latents of the official roll-out: 4 steps a block, 9 frames of past, a new sink before the fifth block."
     like, levels, done = next(net.parameters()), official_sigmas(4), []
     text, marks = net.conditions(g["in.context"].to(like), merge=True), [net.level(s) for s in levels]
     still = torch.arange(132) >= 56     # motion tokens stay where they are
@@ -157,16 +169,9 @@ def golden_rollout(net:DiT, g:dict, blocks:int=6, on_look=None)->Tensor:
         done.append(x)
     return torch.cat(done)
 
-def golden_sound(net:DiT, g:dict, text, block:int):
-    "Conditions of a block of the golden roll-out: its sound and its pose."
-    like, at = next(net.parameters()), block % 4 * 3
-    pose = net.embed(g["in.cond_latents"][:, :, at:at + 3].to(like), net.cond_encoder)
-    text.pose = pose
-    return net.add_audio(text, g["in.audio"][None, :, ..., 12 * block:12 * block + 12].mT.to(like), fold=True)
-
 # %% ../../nbs/62_wan.quantize.ipynb #d8d0758d
 def weight_bytes(net:nn.Module, precision:str="bfloat16", choose=is_big)->int:
-    "Bytes of a network's weights (on any device, `meta` too): float32, bfloat16, or float8 and int8 for the chosen layers and bfloat16 for the rest."
+    "Bytes of a network's weights (`meta` too): float32, bfloat16, or float8 and int8 for the chosen layers and bfloat16 for the rest."
     each = 4 if precision == "float32" else 2
     total = sum(p.numel() for p in net.parameters()) * each
     if precision not in KINDS: return total
@@ -199,7 +204,8 @@ def memory_table(preset="wan-s2v-14b", placement:str="0|1|2|3|D", precision:str=
         parts = dict(weights=weights if steps else 0, cache=cache_bytes(p, len(steps), number) if steps else 0,
                      decoder=sum(vae_bytes(p, number)) if rank == place.decode else 0)
         gb = {k: round(v / 1e9, 2) for k, v in parts.items()}
-        rows.append(dict(preset=p.name, placement=str(place), precision=precision, rank=rank, **gb, total=round(sum(parts.values()) / 1e9, 2)))
+        about = dict(preset=p.name, placement=str(place), precision=precision, rank=rank)
+        rows.append(about | gb | dict(total=round(sum(parts.values()) / 1e9, 2)))
     return rows
 
 # %% ../../nbs/62_wan.quantize.ipynb #cd381765
@@ -214,8 +220,8 @@ def bench_bits(golden:str="data/golden/dit.safetensors")->dict:
         if kind == "bfloat16": net = net.bfloat16()
         if kind in KINDS:
             errors = layer_errors(net, lambda: golden_rollout(net, g, 1), kind)
-            worst = max(errors, key=errors.get)
-            alone = dict(layers=quantize(net, kind), layer_mean=sum(errors.values()) / len(errors), layer_largest=errors[worst], largest_is=worst)
+            worst, mean = max(errors, key=errors.get), sum(errors.values()) / len(errors)
+            alone = dict(layers=quantize(net, kind), layer_mean=mean, layer_largest=errors[worst], largest_is=worst)
         film = (golden_rollout(net, g) - g["want.full"]).square().mean((1, 2, 3, 4)).sqrt() / size
         out[kind] = alone | dict(film_by_block=film.tolist(), film=film.square().mean().sqrt().item())
     spots = [("wan-s2v-14b", place, kind) for place in ("0|1|2|3|D", "01|23|D", "01|23D", "0123D") for kind in ("bfloat16", *KINDS)]
