@@ -214,7 +214,7 @@ def open_page(browser, address):
 
     def there():
         try:
-            return page.goto(address, timeout=60_000)
+            return page.goto(address, timeout=SLOW * 60_000)      # each try costs a kernel
         except Exception:
             return None
     wait(there, 120, 1, what="the page")

@@ -32,7 +32,8 @@ def command_of(notebook:Path, port:int, token:str)->list:
     "The server's command line."
     import sys
     return [sys.executable, "-m", "voila", str(notebook), f"--port={port}", "--Voila.ip=127.0.0.1", f"--Voila.token={token}", "--strip_sources=True", "--no-browser",
-            "--template=liveavatar", "--Voila.log_level=40", "--MappingKernelManager.cull_interval=10", "--MappingKernelManager.cull_idle_timeout=30"]
+            "--template=liveavatar", "--Voila.log_level=40", "--Voila.tornado_settings={'ws_ping_timeout': 30000}",
+            "--MappingKernelManager.cull_interval=10", "--MappingKernelManager.cull_idle_timeout=60"]      # as long may a page take to come
 
 # %% ../../nbs/90f_demo.page.ipynb #7a781dcf
 def announce(address:str, browser:bool, seconds:float=60):
