@@ -194,8 +194,9 @@ def watched(browser):
     "A page of 1280 × 800 that remembers its scripts' errors."
     page = browser.new_page(viewport=dict(width=1280, height=800))
     page.set_default_timeout(SLOW * 30_000)
-    page.problems = []
-    page.on("pageerror", lambda e: page.problems.append(str(e)))
+    page.problems, page.hosts = [], set()
+    page.on("request", lambda r: page.hosts.add(r.url.split("/")[2]) if r.url.startswith("http") else None)
+    page.on("pageerror", lambda e: page.problems.append(f"{e}\n{e.stack}") if "blob:" in (e.stack or "blob:") else None)     # our scripts; JupyterLab has troubles of its own
     return page
 
 
@@ -213,7 +214,7 @@ def open_page(browser, address):
 
     def there():
         try:
-            return page.goto(address, timeout=60_000)
+            return page.goto(address, timeout=SLOW * 60_000)      # each try costs a kernel
         except Exception:
             return None
     wait(there, 120, 1, what="the page")

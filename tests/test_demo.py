@@ -35,7 +35,10 @@ def no_kernel_left(request):
 
 
 def well(page):
-    return not page.problems and "Traceback" not in page.content()
+    assert not page.problems, page.problems
+    text = page.inner_text("body")
+    assert "Traceback" not in text, text[text.index("Traceback"):][:1500]
+    return True
 
 
 def test_jupyterlab(lab):
@@ -104,6 +107,7 @@ def test_page_of_its_own(tmp_path):
     "Keyboard, interruption, uploads, a narrow window, the token, and a program that dies."
     with served(tmp_path) as address, browser() as b:
         page = open_page(b, address)
+        assert page.hosts == {address.split("/")[2]}, "the page asks another computer"
         assert "lav-demo" not in urllib.request.urlopen(address.split("?")[0], timeout=20).read().decode(), "the page without its token"
         page.focus(".lav-start")
         page.keyboard.press("Enter")
@@ -113,6 +117,7 @@ def test_page_of_its_own(tmp_path):
         interrupts(page)
         pressed = page.evaluate("[...document.querySelectorAll('.widget-toggle-buttons')].map(g => g.querySelectorAll('[aria-pressed=true]').length)")
         assert pressed == [1, 1, 1] and page.evaluate("[...document.querySelectorAll('.jupyter-widget-Collapse-header')].every(h => h.tabIndex === 0)")
+        drawers(page)
         uploads(page, tmp_path)
         page.set_viewport_size(dict(width=420, height=900))
         assert page.evaluate("document.documentElement.scrollWidth") <= 420
@@ -128,6 +133,16 @@ def interrupts(page):
     wait(lambda: stats(page)["cuts"] == 1 and "say-2" in stats(page)["marks"], 90, what="the interruption")
     s = stats(page)
     assert s["silentAt"] - s["cutAt"] < 400 and s["budget"]["denoise"] > 0
+
+
+def drawers(page):
+    "They stand beside the face at 1280 pixels: an open one pushes nothing away. A lost connection leaves no broken link at each part."
+    page.locator(".lav-demo .jupyter-widget-Collapse-header").first.press("Enter")
+    wait(lambda: page.locator(".lav-right svg").count(), 30, what="the drawing")
+    face, drawer = (page.locator(name).first.bounding_box() for name in (".lav-picture", ".lav-right"))
+    assert drawer["x"] >= face["x"] + face["width"] and face["y"] + face["height"] <= 800 and drawer["x"] + drawer["width"] <= 1280
+    assert page.evaluate("""() => { const e = document.querySelector('.lav-demo .widget-hbox'); e.classList.add('jupyter-widgets-disconnected');
+      const shown = getComputedStyle(e, '::before').display; e.classList.remove('jupyter-widgets-disconnected'); return shown; }""") == "none"
 
 
 def uploads(page, folder):

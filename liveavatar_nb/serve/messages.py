@@ -30,6 +30,8 @@ RATE, PIECE, PICTURE = 16000, 1 << 20, 8 << 20      # samples a second; most byt
 class Refused(ValueError):
     "A message that can't be used: a short `code` for programs and one line for people. `fatal`: the connection ends."
     def __init__(self, code:str, message:str, fatal:bool=False): super().__init__(message); self.code, self.fatal = code, fatal
+    @property
+    def message(self)->dict: return dict(type="error", code=self.code, message=str(self), fatal=self.fatal)      # as it is sent
 
 def pack(header:dict, parts:list)->bytes:
     "A binary message."

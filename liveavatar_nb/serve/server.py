@@ -41,7 +41,7 @@ class Seat:
         self.loop.call_soon_threadsafe(put)
     def refuse(self, e:Refused):
         self.house.gauges.refused.labels(e.code).inc()
-        self.tell(dict(type="error", code=e.code, message=str(e), fatal=e.fatal))
+        self.tell(e.message)
     async def work(self, function, *args):
         "Run something slow that is not a block: at the door, one at a time, so that it delays nobody's blocks."
         return await self.loop.run_in_executor(self.house.door, function, *args)
@@ -144,14 +144,15 @@ async def send(self:Seat):
 @patch
 async def watch(self:Seat):
     "End a session that nobody uses, or whose client doesn't read."
+    house = self.house
     while True:
         await asyncio.sleep(.2)
-        if self.session.idle > self.house.idle:
-            self.refuse(Refused("idle", f"nothing was said for {self.house.idle:g} s", True))
-            return "idle"
-        if self.full_since and time.monotonic() - self.full_since > self.house.stall:
-            self.refuse(Refused("stalled", f"the client did not read for {self.house.stall:g} s", True))
-            return "stalled"
+        full = time.monotonic() - self.full_since if self.full_since else 0.
+        for code, seconds, most, what in (("idle", self.session.idle, house.idle, "nothing was said"),
+                                          ("stalled", full, house.stall, "the client did not read")):
+            if seconds > most:
+                self.refuse(Refused(code, f"{what} for {most:g} s", True))
+                return code
 
 # %% ../../nbs/71_serve.server.ipynb #585d9346
 @patch
@@ -251,8 +252,7 @@ async def serve(self:House, socket):
     except Refused as e:
         code, reason = 1008, e.code
         self.gauges.refused.labels(e.code).inc()
-        message = dict(type="error", code=e.code, message=str(e), fatal=True)
-        with suppress(Exception): await socket.send_text(json.dumps(message))
+        with suppress(Exception): await socket.send_text(json.dumps(e.message))
     except (WebSocketDisconnect, RuntimeError): reason = "gone"
     self.gauges.ended.labels(reason).inc()
     with suppress(Exception): await asyncio.wait_for(socket.close(code), 5)

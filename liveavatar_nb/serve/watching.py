@@ -6,6 +6,7 @@
 __all__ = ['SPREADS', 'count_blinks', 'listening', 'Watched', 'interruption', 'summary', 'bench_interruptions', 'bench_listening']
 
 # %% ../../nbs/70c_serve.watching.ipynb #57225011
+import os
 import threading
 import time
 
@@ -93,7 +94,8 @@ def bench_interruptions(preset:str="pico", times:int=50, block_frames:int=3, thr
         rows.append(interruption(watched, session.interrupt if i % 4 else lambda: session.say(said[1]), bool(i % 4)))
     watched.close()
     return dict(preset=preset, weights=weights or "shipped", block_frames=block_frames, threads=threads, interruptions=times,
-                block_ms=round(1000 * session.seconds), cost_ms=round(1000 * session.cost, 1), **summary(rows, session.seconds))
+                block_ms=round(1000 * session.seconds), cost_ms=round(1000 * session.cost, 1), load_average=round(os.getloadavg()[0], 1),
+                **summary(rows, session.seconds))
 
 # %% ../../nbs/70c_serve.watching.ipynb #d8bda7ee
 def bench_listening(preset:str="pico", seconds:float=60, faces:int=4, block_frames:int=3, weights:str=None, threads:int=1)->dict:
