@@ -4,88 +4,24 @@
 
 # %% auto #0
 __all__ = ['LANGUAGES', 'VOICES', 'SILENCE', 'SAMPLE_RATE', 'VOWELS', 'VISEME_CHANNELS', 'VISEMES', 'ANTICIPATION', 'Voice',
-           'voices', 'find_voice', 'variants', 'Speech', 'speak', 'sentences', 'viseme_of', 'letters', 'visemes',
-           'random_speech']
+           'voices', 'find_voice', 'variants', 'Speech', 'speak', 'viseme_of', 'letters', 'visemes', 'random_speech']
 
-# %% ../../nbs/11_data.speech.ipynb #86f52ccb
+# %% ../../nbs/11_data.speech.ipynb #e7169c55
 import ctypes
-import hashlib
 import itertools
 import os
-import tempfile
-import threading
 import unicodedata
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import soxr
 
-# %% ../../nbs/11_data.speech.ipynb #52fc0550
+from .espeak import _CALLBACK, _PHONEME, _PITCH, _RATE, _UTF8, _engine, _library     # told in 11b
+from .sentences import sentences                                                     # told in 11c
 from .world import MOTION_CHANNELS
 
-# %% ../../nbs/11_data.speech.ipynb #2659a6d1
-class _Name(ctypes.Union):
-    "The last field of an espeak-ng event: for phonemes, up to 8 bytes of UTF-8."
-    _fields_ = [("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8)]
-
-class _Event(ctypes.Structure):
-    "`espeak_EVENT` of speak_lib.h."
-    _fields_ = [("type", ctypes.c_int), ("unique_identifier", ctypes.c_uint), ("text_position", ctypes.c_int),
-                ("length", ctypes.c_int), ("audio_position", ctypes.c_int), ("sample", ctypes.c_int),
-                ("user_data", ctypes.c_void_p), ("id", _Name)]
-
-_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
-_SYNCHRONOUS, _PHONEME_EVENTS, _IPA, _DO_NOT_EXIT = 2, 1, 2, 0x8000
-_RATE, _PITCH, _UTF8, _PHONEME = 1, 3, 1, 7
-
-# %% ../../nbs/11_data.speech.ipynb #36c0f2ba
-@lru_cache(maxsize=1)
-def _library() -> tuple[str, bytes]:
-    "Path of the espeak-ng library and of its data, from the wheel `espeakng-loader`."
-    try: import espeakng_loader
-    except ImportError as e: raise ImportError("speech needs espeak-ng: pip install espeakng-loader") from e
-    data = os.path.abspath(espeakng_loader.get_data_path())
-    if len(os.fsencode(data)) > 120:        # espeak-ng cuts paths at 160 bytes
-        link = os.path.join(tempfile.mkdtemp(prefix="espeak"), "data")
-        os.symlink(data, link)
-        data = link
-    return str(espeakng_loader.get_library_path()), os.fsencode(data)
-
-# %% ../../nbs/11_data.speech.ipynb #9a043a95
-_ENGINE = {"lock": threading.Lock(), "handle": None, "fork": False}
-
-def _unload():
-    "Unload espeak-ng, so that the next load starts with fresh memory."
-    import _ctypes
-    handle, _ENGINE["handle"] = _ENGINE["handle"], None
-    if handle is not None: (_ctypes.dlclose if os.name == "posix" else _ctypes.FreeLibrary)(handle)
-
-def _after_fork():
-    "A forked child gets its own lock, and drops what another thread of the parent had loaded."
-    _ENGINE["lock"] = threading.Lock()
-    _unload()
-
-# %% ../../nbs/11_data.speech.ipynb #f93084de
-@contextmanager
-def _engine(seed: int = 7):
-    "A freshly loaded espeak-ng, for one utterance; one thread at a time."
-    if not _ENGINE["fork"] and hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_after_fork)
-    _ENGINE["fork"] = True
-    path, data = _library()
-    with _ENGINE["lock"]:
-        lib = ctypes.CDLL(path)
-        _ENGINE["handle"] = lib._handle
-        try:
-            rate = lib.espeak_Initialize(_SYNCHRONOUS, 0, data, _PHONEME_EVENTS | _IPA | _DO_NOT_EXIT)
-            if rate <= 0: raise RuntimeError("espeak-ng did not start: reinstall espeakng-loader")
-            lib.espeak_ng_SetRandSeed(ctypes.c_long(seed))
-            yield lib, rate
-            lib.espeak_Terminate()
-        finally: _unload()
-
-# %% ../../nbs/11_data.speech.ipynb #60e58df9
+# %% ../../nbs/11_data.speech.ipynb #70147b1b
 LANGUAGES = {"en": "en-us", "zh": "cmn", "es": "es", "de": "de", "fr": "fr", "hi": "hi"}   # ours -> espeak-ng's
 
 @dataclass(frozen=True)
@@ -98,7 +34,7 @@ class Voice:
     rate: int = 160
     split: str = "train"
 
-# %% ../../nbs/11_data.speech.ipynb #56587753
+# %% ../../nbs/11_data.speech.ipynb #599c11de
 def _voices(split: str, table: str) -> list[Voice]:
     "Lines of `language: name variant pitch rate, ...` -> voices."
     rows = (line.strip().split(": ") for line in table.strip().splitlines())
@@ -121,7 +57,7 @@ VOICES = _voices("train", """
     hi: kiran Nguyen 50 155
 """)
 
-# %% ../../nbs/11_data.speech.ipynb #9b8e7eb0
+# %% ../../nbs/11_data.speech.ipynb #dd738bf3
 def voices(language: str | None = None, # a key of LANGUAGES; None = all
            split: str | None = None     # "train", "heldout"; None = both
           ) -> list[Voice]:
@@ -135,7 +71,7 @@ def find_voice(voice: "Voice | str") -> Voice:
         if voice in (v.name, v.language): return v
     raise ValueError(f"unknown voice {voice!r}: use one of {', '.join(v.name for v in VOICES)}")
 
-# %% ../../nbs/11_data.speech.ipynb #9cd477f1
+# %% ../../nbs/11_data.speech.ipynb #c86ee392
 @lru_cache(maxsize=1)
 def variants() -> tuple[str, ...]:
     "All espeak-ng variants that training may hear: none of a held-out voice, no whispers."
@@ -143,7 +79,7 @@ def variants() -> tuple[str, ...]:
     every = sorted(os.listdir(os.path.join(_library()[1].decode(), "voices", "!v")))
     return tuple(v for v in every if v not in kept_out and not v.startswith("whisper"))
 
-# %% ../../nbs/11_data.speech.ipynb #29975dbb
+# %% ../../nbs/11_data.speech.ipynb #a3734bb9
 SILENCE = "_"
 SAMPLE_RATE = 16000
 
@@ -158,7 +94,7 @@ class Speech:
     @property
     def seconds(self) -> float: return len(self.samples) / SAMPLE_RATE
 
-# %% ../../nbs/11_data.speech.ipynb #84c2adcf
+# %% ../../nbs/11_data.speech.ipynb #26f57129
 def _synthesize(text: str, voice: Voice) -> tuple[np.ndarray, list, int]:
     "Samples (int16), phoneme events [(sample, symbol)] and the sample rate, straight from espeak-ng."
     pieces, events = [], []
@@ -179,7 +115,7 @@ def _synthesize(text: str, voice: Voice) -> tuple[np.ndarray, list, int]:
         lib.espeak_Synth(spoken, len(spoken) + 1, 0, 1, 0, _UTF8, None, None)
     return np.concatenate(pieces) if pieces else np.zeros(0, np.int16), events, rate
 
-# %% ../../nbs/11_data.speech.ipynb #4f9a84a1
+# %% ../../nbs/11_data.speech.ipynb #5eb89e3d
 def speak(text: str,             # what to say, in the voice's language
           voice: "Voice | str" = "en" # a Voice, its name, or a language
          ) -> Speech:
@@ -195,74 +131,7 @@ def speak(text: str,             # what to say, in the voice's language
     merged = [p for i, p in enumerate(phonemes) if i == 0 or p[1] != SILENCE or phonemes[i - 1][1] != SILENCE]
     return Speech(samples.astype(np.float32), merged, text, voice)
 
-# %% ../../nbs/11_data.speech.ipynb #cf51bdaa
-_BANK = {"en": [
-    ("{0} {1} {2} {3}.", ["My mother", "Our teacher", "The old baker", "A small robot", "Bob", "The purple cat"],
-     ["found", "painted", "brought home", "dropped"], ["five blue boats", "a big apple pie", "the missing map", "some warm bread"],
-     ["before lunch", "on Monday morning", "by the river", "in the middle of the night"]),
-    ("Could you please {0} {1}, {2}?", ["pass me", "show me", "wrap up", "look for"],
-     ["the yellow umbrella", "that pair of gloves", "the third book"], ["Mary", "Thomas", "my friend"]),
-    ("Hello, my name is {0}, and I {1}.", ["Ada", "Joe", "Vivian", "Peter"],
-     ["love to sing", "make beautiful maps", "think about the weather", "usually walk to the beach"]),
-    ("I {0} that {1} will {2}.", ["believe", "hope", "know"], ["the moon", "your voice", "this little fire", "everyone here"],
-     ["shine all through the night", "sound much better tomorrow", "change the whole world"])]}
-
-# %% ../../nbs/11_data.speech.ipynb #c6878382
-_BANK["zh"] = [
-    ("{0}{1}{2}{3}。", ["我妈妈", "老师", "他的朋友", "我和爸爸", "那个女孩"], ["昨天", "今天早上", "每个星期天", "下雨的时候"],
-     ["在公园里", "在家", "在学校门口", "在火车站"], ["唱歌", "喝茶", "看书", "吃包子", "画画"]),
-    ("请问，{0}{1}？", ["邮局", "博物馆", "飞机场", "图书馆"], ["怎么走", "离这里远不远", "几点开门"]),
-    ("我觉得{0}非常{1}，你呢？", ["这个城市", "北方的冬天", "那首老歌", "苹果和葡萄", "这部电影"], ["漂亮", "有意思", "舒服", "特别"]),
-    ("你好，我叫{0}，很高兴{1}。", ["小美", "王伟", "李冰", "方圆"], ["认识你", "跟你说话", "再见到你"])]
-_BANK["es"] = [
-    ("{0} {1} {2} {3}.", ["Mi abuela", "El profesor", "La vecina", "Nuestro amigo Pablo", "El panadero"],
-     ["compró", "encontró", "pintó", "olvidó"], ["un barco azul", "la lámpara roja", "cinco manzanas", "un mapa muy viejo"],
-     ["en el mercado", "por la mañana", "antes de comer", "cerca del río"]),
-    ("¿Puedes {0} {1}, por favor?", ["traerme", "buscar", "mostrarme"], ["el libro verde", "mi chaqueta", "aquella fotografía", "el queso"]),
-    ("Hola, me llamo {0} y me gusta {1}.", ["Beatriz", "Jorge", "Valeria", "Íñigo"],
-     ["bailar bajo la lluvia", "hablar con la gente", "caminar por la playa"])]
-
-# %% ../../nbs/11_data.speech.ipynb #21d3e404
-_BANK["de"] = [
-    ("{0} hat {1} {2} {3}.", ["Meine Mutter", "Der alte Bäcker", "Unsere Lehrerin", "Ein kleiner Roboter", "Jürgen"],
-     ["gestern", "heute früh", "am Montag", "vor dem Essen"],
-     ["einen blauen Ball", "das schöne Bild", "fünf Äpfel", "die grüne Lampe", "ein altes Buch"], ["gefunden", "gekauft", "vergessen", "mitgebracht"]),
-    ("Wo ist hier bitte {0}?", ["der Bahnhof", "die Post", "das Museum", "die nächste Apotheke", "der Flughafen"]),
-    ("Guten Tag, ich heiße {0} und ich {1}.", ["Sophie", "Max", "Frau Pfeiffer", "Ömer"],
-     ["mag schwarzen Kaffee", "spreche gern über das Wetter", "möchte heute lange spazieren gehen", "singe jeden Abend"])]
-_BANK["fr"] = [
-    ("{0} {1} {2} {3}.", ["Ma mère", "Le vieux boulanger", "Notre voisine", "Un petit robot", "Paul"],
-     ["a trouvé", "a peint", "a oublié", "a rapporté"], ["cinq pommes", "un bateau bleu", "la lampe rouge", "une belle image"],
-     ["ce matin", "avant le déjeuner", "dans le jardin", "au bord de la rivière"]),
-    ("Pouvez-vous {0} {1}, s'il vous plaît ?", ["me montrer", "chercher", "m'apporter"],
-     ["le parapluie jaune", "mon manteau", "huit feuilles de papier", "cette vieille photo"]),
-    ("Bonjour, je m'appelle {0} et j'aime {1}.", ["Juliette", "Benoît", "Agnès", "Guillaume"],
-     ["chanter sous la pluie", "parler avec mes amis", "faire du pain"])]
-
-# %% ../../nbs/11_data.speech.ipynb #be07ec9b
-_BANK["hi"] = [
-    ("{0} {1} {2} {3} {4}।", ["मेरी माँ ने", "मेरे दोस्त ने", "उस लड़के ने", "हमारे अध्यापक ने", "छोटी बहन ने"], ["कल", "आज सुबह", "सोमवार को"],
-     ["बाज़ार में", "घर पर", "नदी के पास", "स्कूल के बाहर"], ["एक नीला गुब्बारा", "एक पुराना नक्शा", "मीठा फल", "बड़ा डिब्बा"], ["ख़रीदा", "देखा", "छिपाया"]),
-    ("कृपया मुझे {0} {1}।", ["थोड़ा पानी", "वह किताब", "यह फूल", "अपना पता"], ["दीजिए", "दिखाइए"]),
-    ("नमस्ते, मेरा नाम {0} है और मेरा घर {1} में है।", ["आशा", "मोहन", "प्रिया", "भरत"], ["दिल्ली", "मुंबई", "जयपुर", "भोपाल"])]
-
-# %% ../../nbs/11_data.speech.ipynb #b9c8b947
-def _held_out(text: str) -> bool: return hashlib.sha256(text.encode()).digest()[0] % 5 == 0
-
-@lru_cache(maxsize=None)
-def _sentences(language: str, split: str) -> tuple[str, ...]:
-    every = (pattern.format(*words) for pattern, *slots in _BANK[language] for words in itertools.product(*slots))
-    return tuple(text for text in every if _held_out(text) == (split == "heldout"))
-
-def sentences(language: str,        # a key of LANGUAGES
-              split: str = "train"  # "train" or "heldout": a hash of the text decides, one in five is held out
-             ) -> list[str]:
-    "All sentences of a language and a split."
-    if language not in _BANK: raise ValueError(f"unknown language {language!r}: use one of {', '.join(_BANK)}")
-    if split not in ("train", "heldout"): raise ValueError(f"unknown split {split!r}: use 'train' or 'heldout'")
-    return list(_sentences(language, split))
-
-# %% ../../nbs/11_data.speech.ipynb #de474c79
+# %% ../../nbs/11_data.speech.ipynb #02890eed
 VOWELS = ("open", "back", "e", "i", "neutral", "o", "u", "y")
 VISEME_CHANNELS = MOTION_CHANNELS[:5]
 #                letters                targets: open wide round teeth tongue   weights: open wide round teeth tongue
@@ -289,7 +158,7 @@ VISEMES = {
     "breath":   ("hɦʔʡ",                (.40, .40, .10, .25, .05), (.2, .1, .1, .2, .3)),
 }
 
-# %% ../../nbs/11_data.speech.ipynb #cd1ac68a
+# %% ../../nbs/11_data.speech.ipynb #f47e753f
 @lru_cache(maxsize=None)
 def viseme_of(letter: str) -> str:
     "The viseme group of one IPA letter; accents are ignored; unknown: 'neutral' for vowels and foreign scripts, else 't'."
@@ -305,7 +174,7 @@ def letters(symbol: str) -> tuple[str, ...]:
     strong = [c for c in base if c not in "hɦ"] or base[:1]
     return tuple(strong if len(strong) < 3 else (strong[0], strong[-1]))
 
-# %% ../../nbs/11_data.speech.ipynb #2d5b08da
+# %% ../../nbs/11_data.speech.ipynb #1b755b44
 ANTICIPATION = .08           # seconds: nothing that starts later than this can move the mouth
 _REST = ((0.,) * 5, (1.,) * 5)
 
@@ -320,7 +189,7 @@ class _Segment:
     fade: float
     shut: bool = False
 
-# %% ../../nbs/11_data.speech.ipynb #6b007462
+# %% ../../nbs/11_data.speech.ipynb #6ca4f2d8
 def _segments(phonemes: list) -> list[_Segment]:
     "One or two segments per phoneme; short silences inside words are left out (the neighbours fill them)."
     out = []
@@ -341,7 +210,7 @@ def _segments(phonemes: list) -> list[_Segment]:
                                 .1 if vowel else .035, name == "lips"))
     return out
 
-# %% ../../nbs/11_data.speech.ipynb #6c93cd89
+# %% ../../nbs/11_data.speech.ipynb #c35276c4
 def _smooth(x):
     "0 below 0, 1 above 1, smooth between."
     x = np.clip(x, 0, 1)
@@ -369,7 +238,7 @@ def visemes(phonemes: list,   # [(start in seconds, symbol)] as in `Speech.phone
     track[:, 0] *= 1 - shut
     return np.clip(track, 0, 1).astype(np.float32)
 
-# %% ../../nbs/11_data.speech.ipynb #e3e3146e
+# %% ../../nbs/11_data.speech.ipynb #9e4d0539
 def _join(parts: list, seconds: float) -> tuple[np.ndarray, list]:
     "Lay utterances [(start in seconds, Speech)] on a silent track of `seconds`; phonemes up to 80 ms past the end are kept."
     samples, phonemes = np.zeros(round(seconds * SAMPLE_RATE), np.float32), [(0., SILENCE)]
@@ -380,7 +249,7 @@ def _join(parts: list, seconds: float) -> tuple[np.ndarray, list]:
         phonemes += [(at + start, symbol) for start, symbol in said.phonemes if at + start <= seconds + ANTICIPATION]
     return samples, phonemes
 
-# %% ../../nbs/11_data.speech.ipynb #1816c74a
+# %% ../../nbs/11_data.speech.ipynb #34beff1c
 def random_speech(seed: int,            # any whole number; the same seed is always the same speech
                   split: str = "train", # "heldout": voices and sentences that training never uses
                   seconds: float = 4.,  # length of the result

@@ -4,26 +4,24 @@
 
 # %% auto #0
 __all__ = ['SPECIES', 'MOODS', 'MANNERS', 'ATTRIBUTES', 'N_ATTRIBUTES', 'WORLDS', 'MOTION_CHANNELS', 'MOTION_LOW', 'MOTION_HIGH',
-           'FIELDS', 'N_FIELDS', 'EDGE', 'Identity', 'World', 'world_of', 'random_identity', 'split_seed', 'mood_pose',
-           'rest_motion', 'chance', 'sway', 'blinks', 'glances', 'idle_motion', 'Scene', 'Head', 'oklch', 'draw_mouth',
-           'draw_eyes', 'draw_brows', 'person_colours', 'draw_body', 'draw_hair_front', 'draw_glasses', 'draw_skin',
-           'draw_person', 'draw_robot_body', 'draw_lamps', 'draw_robot', 'cat_colours', 'draw_cat_body',
-           'draw_cat_head', 'draw_cat', 'fire_colours', 'draw_flames', 'draw_fire', 'background', 'nearer', 'render',
-           'render_portrait']
+           'Identity', 'World', 'world_of', 'random_identity', 'split_seed', 'mood_pose', 'rest_motion', 'chance',
+           'sway', 'blinks', 'glances', 'idle_motion', 'background', 'nearer', 'render', 'render_portrait']
 
-# %% ../../nbs/10_data.world.ipynb #59fc6ca6
+# %% ../../nbs/10_data.world.ipynb #3099eb33
 import math
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
-# %% ../../nbs/10_data.world.ipynb #967cf979
+from .cast import Head, draw_person, oklch                 # told in 10c
+from .creatures import draw_cat, draw_fire, draw_robot     # told in 10d
+from .painter import FIELDS, _paint                        # told in 10b
+
+# %% ../../nbs/10_data.world.ipynb #b5cf532f
 SPECIES = ("person", "robot", "cat", "fire")
 MOODS = ("calm", "happy", "sad", "angry", "surprised", "sleepy")
 MANNERS = ("still", "lively")
 
-# %% ../../nbs/10_data.world.ipynb #bee55048
 ATTRIBUTES = (
     "bg_hue", "bg_contrast", "bg_light", "bg_sat", "bg_angle",
     "skin_light", "skin_hue", "skin_sat", "cloth_hue", "cloth_light", "cloth_sat", "collar", "collar_hue", "shoulder",
@@ -34,7 +32,7 @@ ATTRIBUTES = (
     "accent_hue", "accent_size", "pattern")
 N_ATTRIBUTES = len(ATTRIBUTES)
 
-# %% ../../nbs/10_data.world.ipynb #7e774553
+# %% ../../nbs/10_data.world.ipynb #ddd84e67
 @dataclass
 class Identity:
     "Who is drawn and how near: `species` indexes `SPECIES`; `attributes` (N_ATTRIBUTES,) float32 in [0, 1], named by `ATTRIBUTES`."
@@ -52,7 +50,7 @@ class Identity:
         for name, value in changes.items(): new[ATTRIBUTES.index(name)] = value
         return Identity(self.species, new, self.zoom)
 
-# %% ../../nbs/10_data.world.ipynb #745d53de
+# %% ../../nbs/10_data.world.ipynb #03697352
 @dataclass(frozen=True)
 class World:
     "What a world asks of a network: how much heads move, how long a blink takes, how near we stand, and which attributes never vary."
@@ -71,7 +69,7 @@ def world_of(world) -> World:
     if world not in WORLDS: raise ValueError(f"unknown world {world!r}: use one of {', '.join(WORLDS)}")
     return WORLDS[world]
 
-# %% ../../nbs/10_data.world.ipynb #ac970b12
+# %% ../../nbs/10_data.world.ipynb #724cd771
 def random_identity(seed: int,                  # any whole number; the same seed is always the same character
                     species: int | None = None, # index into `SPECIES`; None = drawn from the seed
                     world="calm"                # a `World` or the name of one
@@ -83,20 +81,20 @@ def random_identity(seed: int,                  # any whole number; the same see
     for name, value in world.fixed: attributes[ATTRIBUTES.index(name)] = value
     return Identity(drawn if species is None else species, attributes, world.zoom)
 
-# %% ../../nbs/10_data.world.ipynb #3084ff64
+# %% ../../nbs/10_data.world.ipynb #b26b4a43
 def split_seed(split: str, i: int) -> int:
     "Identity seed number `i` of a split: train seeds are even, held-out seeds are odd, so they never meet."
     if split not in ("train", "heldout"):
         raise ValueError(f"unknown split {split!r}: use 'train' or 'heldout'")
     return 2 * i + (split == "heldout")
 
-# %% ../../nbs/10_data.world.ipynb #4e33ade8
+# %% ../../nbs/10_data.world.ipynb #2064d6cd
 MOTION_CHANNELS = ("mouth_open", "mouth_wide", "mouth_round", "teeth", "tongue", "smile", "yaw", "pitch", "roll",
                    "gaze_x", "gaze_y", "eye_open", "brow_raise", "brow_tilt", "breath")
 MOTION_LOW = np.array([0, 0, 0, 0, 0, -1, -.5, -.5, -.5, -1, -1, 0, 0, -1, -1], np.float32)
 MOTION_HIGH = np.array([1, 1, 1, 1, 1, 1, .5, .5, .5, 1, 1, 1, 1, 1, 1], np.float32)
 
-# %% ../../nbs/10_data.world.ipynb #65cba367
+# %% ../../nbs/10_data.world.ipynb #e2f2a02b
 _POSES = dict(
     calm=dict(smile=.2),
     happy=dict(smile=.85, eye_open=-.12, brow_raise=.25, brow_tilt=.12, pitch=.03),
@@ -112,7 +110,6 @@ def mood_pose(mood: str,          # one of `MOODS`
     if mood not in _POSES: raise ValueError(f"unknown mood {mood!r}: use one of {', '.join(MOODS)}")
     return {name: value * amount for name, value in _POSES[mood].items()}
 
-# %% ../../nbs/10_data.world.ipynb #c589d710
 def rest_motion(n_frames: int = 1, mood: str = "calm") -> np.ndarray:
     "(n, 15) of a face that only wears a mood: mouth shut, eyes on us, no movement."
     motion = np.zeros((n_frames, len(MOTION_CHANNELS)), np.float32)
@@ -120,7 +117,7 @@ def rest_motion(n_frames: int = 1, mood: str = "calm") -> np.ndarray:
     for name, value in mood_pose(mood).items(): motion[:, MOTION_CHANNELS.index(name)] += value
     return np.clip(motion, MOTION_LOW, MOTION_HIGH)
 
-# %% ../../nbs/10_data.world.ipynb #5f057486
+# %% ../../nbs/10_data.world.ipynb #9c6d5bce
 def chance(seed: int, stream: int, k) -> np.ndarray:
     "Uniform numbers in [0, 1) that depend only on (seed, stream, k): draw event number k without drawing those before."
     x = np.asarray(k).astype(np.int64).astype(np.uint64)
@@ -132,7 +129,7 @@ def chance(seed: int, stream: int, k) -> np.ndarray:
             x = x ^ (x >> np.uint64(31))
     return (x >> np.uint64(11)).astype(np.float64) / 2**53
 
-# %% ../../nbs/10_data.world.ipynb #4835392b
+# %% ../../nbs/10_data.world.ipynb #cb5f4a09
 def sway(t, seed: int, stream: int, slow: float = .08, fast: float = .6, waves: int = 6) -> np.ndarray:
     "A smooth random curve at times `t` (seconds): a few sinusoids between `slow` and `fast` Hz, about unit variance."
     k = np.arange(waves)
@@ -141,7 +138,7 @@ def sway(t, seed: int, stream: int, slow: float = .08, fast: float = .6, waves: 
     phase = 2 * np.pi * chance(seed, stream + 1, k)
     return (np.sin(2 * np.pi * f * np.asarray(t)[..., None] + phase) * a).sum(-1) * np.sqrt(2 / (a * a).sum())
 
-# %% ../../nbs/10_data.world.ipynb #f9b24fd3
+# %% ../../nbs/10_data.world.ipynb #8a906658
 def blinks(t,                   # times in seconds
            seed: int, stream: int = 900,
            closing: float = .18 # seconds from open to shut
@@ -154,7 +151,7 @@ def blinks(t,                   # times in seconds
         shut = np.maximum(shut, np.minimum(1, 1.2 * (1 - x * x * (3 - 2 * x))))
     return shut
 
-# %% ../../nbs/10_data.world.ipynb #b96b566a
+# %% ../../nbs/10_data.world.ipynb #954ce7a6
 def glances(t,                    # times in seconds
             seed: int, stream: int
            ) -> np.ndarray:       # where the eyes look, -1 to 1
@@ -166,7 +163,7 @@ def glances(t,                    # times in seconds
     x = x * x * (3 - 2 * x)
     return target(slot - 1) * (1 - x) + target(slot) * x
 
-# %% ../../nbs/10_data.world.ipynb #2976337f
+# %% ../../nbs/10_data.world.ipynb #4a33b3f7
 def idle_motion(n_frames: int,          # how many frames
                 seed: int,              # the same seed is always the same movement
                 mood: str = "calm",     # one of `MOODS`
@@ -194,432 +191,7 @@ def idle_motion(n_frames: int,          # how many frames
     motion["eye_open"] *= 1 - blinks(t, seed, closing=world.blink)
     return np.clip(np.stack([motion[c] for c in MOTION_CHANNELS], -1), MOTION_LOW, MOTION_HIGH).astype(np.float32)
 
-# %% ../../nbs/10_data.world.ipynb #abc37294
-FIELDS = ("x", "y", "rx", "ry", "cos", "sin", "square", "taper", "bend", "lean", "soft", "alpha", "clip",
-          "r0", "g0", "b0", "r1", "g1", "b1", "light_x", "light_y")
-N_FIELDS = len(FIELDS)
-EDGE = np.float32(1.5)     # width of an edge in pixels: a little softer than the eye asks for, kinder to a VAE
-
-# %% ../../nbs/10_data.world.ipynb #38b53749
-def _jit(f):
-    "Compile with numba. The package keeps the machine code on disk; a notebook doesn't, so that an edited cell takes effect."
-    options = dict(fastmath=True, error_model="numpy", nogil=True)
-    try: return njit(cache=f.__module__ != "__main__", **options)(f)
-    except RuntimeError: return njit(**options)(f)              # nowhere to write: compile afresh in every process
-
-# %% ../../nbs/10_data.world.ipynb #d6937bbd
-@_jit
-def _cover_row(p, py, j0, j1, pixel, cover, shade):
-    "One row of pixels j0..j1 at height `py`: how much blob `p` covers each, and its place on the colour fade, in [0, 1]."
-    one, half, tiny = np.float32(1), np.float32(.5), np.float32(1e-6)
-    x0, y0, rx, ry, cos, sin, square, taper, bend, lean, soft = p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10]
-    edge, lx, ly, irx, iry = one / (EDGE * pixel + soft), half * p[19], half * p[20], one / rx, one / ry
-    dy = py - y0
-    for j in range(j0, j1):
-        dx = (np.float32(j) + half) * pixel - one - x0
-        u, v = dx * cos + dy * sin, dy * cos - dx * sin     # into the blob's own axes
-        u += lean * v * abs(v) * iry * iry                  # lean the top sideways
-        v -= bend * u * u * irx * irx                       # bend the ends up or down
-        y = v * iry
-        r = rx * (one + taper * min(max(y, -one), one))     # wider below than above
-        x = u / r
-        xx, yy = x * x, y * y
-        ix, iy = min(xx, one), min(yy, one)
-        q = math.sqrt(max(xx + yy - square * ix * iy, tiny))           # 1 on the edge: a circle grown towards a square
-        gx, gy = x * (one - square * iy) / r, y * (one - square * ix) * iry
-        distance = (q - one) * q / math.sqrt(gx * gx + gy * gy + tiny)  # first-order distance to the edge
-        c = min(max(half - distance * edge, np.float32(0)), one)
-        cover[j] = c * c * (np.float32(3) - c - c) if soft > 0 else c
-        shade[j] = min(max(half + lx * x + ly * y, np.float32(0)), one)
-
-# %% ../../nbs/10_data.world.ipynb #bd2bc906
-@_jit
-def _paint_blob(table, s, canvas, cover, shade, other, scratch):
-    "Paint blob `s` of one frame's `table` (S, N_FIELDS) on `canvas` (3, n, n), row by row inside its box."
-    p, n = table[s], canvas.shape[1]
-    pixel, one, half = np.float32(2 / n), np.float32(1), np.float32(.5)
-    clip, alpha = int(p[12]), p[11]
-    margin = half * p[10] + EDGE * pixel
-    wide, high = p[2] * (one + abs(p[7])) + abs(p[9]) + margin, p[3] + abs(p[8]) + margin
-    ex, ey = abs(p[4]) * wide + abs(p[5]) * high, abs(p[5]) * wide + abs(p[4]) * high
-    i0, i1 = max(0, int((p[1] - ey + one) / pixel)), min(n, int((p[1] + ey + one) / pixel) + 1)
-    j0, j1 = max(0, int((p[0] - ex + one) / pixel)), min(n, int((p[0] + ex + one) / pixel) + 1)
-    for i in range(i0, i1):
-        py = (np.float32(i) + half) * pixel - one
-        _cover_row(p, py, j0, j1, pixel, cover, shade)
-        if clip >= 0:
-            _cover_row(table[clip], py, j0, j1, pixel, other, scratch)
-            for j in range(j0, j1): cover[j] *= other[j]
-        for k in range(3):
-            first, step = p[13 + k], p[16 + k] - p[13 + k]
-            row = canvas[k, i]
-            for j in range(j0, j1): row[j] += alpha * cover[j] * (first + shade[j] * step - row[j])
-
-# %% ../../nbs/10_data.world.ipynb #9d8a9107
-@_jit
-def _paint(table, background, out):
-    "Paint the blobs of `table` (T, S, N_FIELDS) in order over `background` (3, n, n) into `out` (T, n, n, 3) uint8."
-    n = out.shape[1]
-    cover, shade, other, scratch = np.empty((4, n), np.float32)
-    for t in range(len(table)):
-        canvas = background.copy()
-        for s in range(table.shape[1]):
-            if table[t, s, 11] > 0: _paint_blob(table[t], s, canvas, cover, shade, other, scratch)
-        for i in range(n):
-            for j in range(n):
-                for k in range(3): out[t, i, j, k] = np.uint8(min(max(canvas[k, i, j], np.float32(0)), np.float32(1)) * np.float32(255) + np.float32(.5))
-
-# %% ../../nbs/10_data.world.ipynb #739d7f2a
-class Scene:
-    "A list of blobs over T frames. Plain image coordinates: x and y in [-1, 1], y down."
-    def __init__(self, n_frames: int): self.n, self.rows = n_frames, []
-
-    def blob(self, x, y, rx, ry, colour, shade=None, angle=0., square=0.00, taper=0., bend=0., lean=0., soft=0., alpha=1.,
-             clip=-1, light=(0., 1.)):
-        "Add a blob; any number may be a (T,) array. `colour` fades to `shade` along `light`. Returns its index (for `clip`)."
-        row = np.empty((self.n, N_FIELDS), np.float32)
-        small = 1e-3
-        numbers = (x, y, np.maximum(rx, small), np.maximum(ry, small), np.cos(angle), np.sin(angle), square, taper, bend,
-                   lean, soft, alpha, clip)
-        for i, value in enumerate(numbers): row[:, i] = value
-        row[:, 13:16], row[:, 16:19] = colour, colour if shade is None else shade
-        row[:, 19], row[:, 20] = light
-        self.rows.append(row)
-        return len(self.rows) - 1
-
-    def table(self): return np.stack(self.rows, 1)
-
-# %% ../../nbs/10_data.world.ipynb #5e06f9a7
-class Head(Scene):
-    "A scene with a head in it: `on` puts a blob at (x, y, z) of the head, which turns, nods, tilts and breathes."
-    def __init__(self, identity: Identity, motion: np.ndarray):
-        super().__init__(len(motion))
-        self.who = identity
-        for name, channel in zip(MOTION_CHANNELS, motion.T.astype(np.float64)): setattr(self, name, channel)
-        self.width, self.height = .45 + .09 * identity["head_width"], .55 + .08 * identity["head_height"]
-        self.cx, self.cy, self.neck = 0.06 * self.yaw, -.03 - .008 * self.breath, .55
-
-    def project(self, x, y, z):
-        "Head coordinates (units of the image, origin in the middle of the head) -> image coordinates."
-        x1, z1 = x * np.cos(self.yaw) + z * np.sin(self.yaw), z * np.cos(self.yaw) - x * np.sin(self.yaw)
-        y1 = y * np.cos(self.pitch) - z1 * np.sin(self.pitch) - self.neck
-        c, s = np.cos(self.roll), np.sin(self.roll)
-        return self.cx + x1 * c - y1 * s, self.cy + self.neck + x1 * s + y1 * c
-
-    def on(self, x, y, z, rx, ry, colour, shade=None, angle=0., flat=1., **more):
-        "A blob on the head; `flat` = 1 narrows it as the surface turns away from us, 0 for round parts."
-        cx, cy = self.project(x, y, z)
-        turn = np.cos(self.yaw) - np.sin(self.yaw) * np.asarray(x) / max(abs(z), .25)
-        return self.blob(cx, cy, rx * (1 + flat * (np.clip(turn, .6, 1.15) - 1)), ry, colour, shade,
-                         angle=angle + self.roll, **more)
-
-# %% ../../nbs/10_data.world.ipynb #f4a5bf29
-def _mix(a, b, t):
-    "Between colours `a` (t = 0) and `b` (t = 1)."
-    return np.asarray(a) * (1 - t) + np.asarray(b) * t
-
-def _ramp(x, low, high):
-    "0 below `low`, 1 above `high`, smooth between: a continuous attribute that comes and goes."
-    t = np.clip((x - low) / (high - low), 0., 1.)
-    return t * t * (3 - 2 * t)
-
-# %% ../../nbs/10_data.world.ipynb #69abb21d
-def oklch(light, chroma, hue):
-    "Colour from lightness [0,1], chroma [0,~.3] and hue in turns, in the even OKLCH space -> (..., 3) sRGB in [0, 1]."
-    a, b = chroma * np.cos(2 * np.pi * hue), chroma * np.sin(2 * np.pi * hue)
-    l, m, s = ((light + .3963377774 * a + .2158037573 * b) ** 3, (light - .1055613458 * a - .0638541728 * b) ** 3,
-               (light - .0894841775 * a - 1.291485548 * b) ** 3)
-    rgb = np.stack([4.0767416621 * l - 3.3077115913 * m + .2309699292 * s,
-                    -1.2684380046 * l + 2.6097574011 * m - .3413193965 * s,
-                    -.0041960863 * l - .7034186147 * m + 1.7076147010 * s], -1).clip(0, 1)
-    return np.where(rgb <= .0031308, 12.92 * rgb, 1.055 * np.maximum(rgb, 1e-9) ** (1 / 2.4) - .055).astype(np.float32)
-
-# %% ../../nbs/10_data.world.ipynb #9ab07818
-def draw_mouth(h: Head, y, z, lip, lip_shade, inside, teeth, tongue, scale=1., square=0.):
-    "Lips, dark inside, upper teeth and tongue, shaped by the mouth channels. Large on purpose: it must read at 64x64."
-    who, smile = h.who, h.smile
-    y = y + .05 * (who["mouth_height"] - .5)
-    half = scale * (.13 + .045 * who["mouth_width"]) * (1 + .45 * h.mouth_wide - .4 * h.mouth_round + .22 * np.maximum(smile, 0) + .06 * h.mouth_open)
-    gap = scale * (.009 + .152 * h.mouth_open)
-    thick = scale * (.026 + .024 * who["lip_fullness"]) * (1 + .35 * h.mouth_round - .25 * h.mouth_wide)
-    bend = -.085 * scale * smile * (1 - .35 * h.mouth_open)
-    y = y + .6 * gap - .35 * bend
-    same = dict(bend=bend, square=square)
-    h.on(0, y, z, half + thick, gap + thick, lip, lip_shade, **same)
-    hole = h.on(0, y, z, half, gap, inside, **same)
-    seen = np.clip((gap - .012) / .05, 0, 1)
-    h.on(0, y + gap * (1.2 - .9 * h.tongue), z, half * .72, gap * .62 + .02 * h.tongue, tongue, clip=hole, bend=bend, soft=.03,
-         alpha=seen * (.55 + .45 * h.tongue))
-    h.on(0, y - gap * 1.05, z, half * .86, .012 + (.02 + .75 * gap) * h.teeth, teeth, clip=hole, bend=bend, square=.6,
-         alpha=np.clip(2.5 * h.teeth, 0, 1) * np.clip(seen + .5 * h.teeth, 0, 1))
-    return hole
-
-# %% ../../nbs/10_data.world.ipynb #e8dcb032
-def draw_eyes(h: Head, y, z, white, iris, pupil, line, size=1., slit=0., gap=1.):
-    "Two eyes: line of lashes, white, iris, pupil and highlight, cut by the lids (`eye_open`)."
-    who = h.who
-    y, dx = y - .05 * (who["eye_height"] - .5), gap * (.165 + .06 * who["eye_spacing"])
-    rx = size * (.088 + .035 * who["eye_size"])
-    ry = rx * (.68 + .36 * who["eye_shape"])
-    opening = .06 + 1.1 * np.clip(h.eye_open, 0, 1) ** 1.15
-    seen, shut = np.clip((opening - .12) * 5, 0, 1), .035 * np.clip(1 - 2 * opening, 0, 1)
-    r = rx * (.6 + .14 * who["iris_size"])
-    for side in (-1, 1):
-        lid = dict(angle=side * .3 * (.5 - who["eye_tilt"]), bend=shut)
-        h.on(side * dx, y - .008, z, rx + .016, ry * opening + .022, line, **lid)
-        hole = h.on(side * dx, y, z, rx, ry * opening, _mix(white, line, .16), white, alpha=seen, **lid)
-        gx, gy = side * dx + .4 * rx * h.gaze_x, y + .32 * ry * h.gaze_y
-        part = dict(clip=hole, alpha=seen, flat=.5)
-        h.on(gx, gy, z, r, r, _mix(iris, pupil, .4), iris, **part)
-        h.on(gx, gy, z, r * (.55 - .25 * slit), r * (.55 + .3 * slit), pupil, **part)
-        h.on(gx - .32 * r, gy - .36 * r, z, r * .32, r * .32, (1, 1, 1), **part)
-
-# %% ../../nbs/10_data.world.ipynb #2d1fd15e
-def draw_brows(h: Head, y, z, colour, size=1., gap=1.):
-    "Two brows: raised by `brow_raise`; inner ends down where `brow_tilt` is negative (angry), up where positive (sad)."
-    who = h.who
-    dx = gap * (.175 + .06 * who["eye_spacing"])
-    y = y - .04 * (who["brow_height"] - .5) - .1 * h.brow_raise
-    for side in (-1, 1):
-        h.on(side * dx, y, z, size * (.1 + .035 * who["brow_length"]), size * (.018 + .022 * who["brow_thickness"]), colour,
-             angle=side * (.06 + .42 * h.brow_tilt), bend=.025 + .02 * h.brow_raise)
-
-# %% ../../nbs/10_data.world.ipynb #3afd8315
-def person_colours(w: Identity) -> dict:
-    "Skin, hair and cloth colours of a person: natural ranges, bright hair at the far end of `hair_hue`."
-    tone = w["skin_light"]
-    skin = lambda light, chroma, turn: oklch(.88 - .39 * tone + light, .055 + .03 * w["skin_sat"] + .012 * tone + chroma, .135 + .05 * w["skin_hue"] + turn)
-    lift = .2 + .62 * w["hair_light"] ** 1.4
-    hair = oklch(lift, (.03 + .1 * w["hair_sat"]) * (.45 + lift), np.interp(w["hair_hue"], [0, .75, 1], [.07, .25, .95]))
-    if (wild := _ramp(w["hair_hue"], .75, .85)): hair = _mix(hair, oklch(.4 + .35 * w["hair_light"], .13, np.interp(w["hair_hue"], [0, .75, 1], [.07, .25, .95])), wild)
-    cloth = oklch(.38 + .42 * w["cloth_light"], .03 + .12 * w["cloth_sat"], w["cloth_hue"])
-    return dict(skin=skin(.02, 0, 0), shade=skin(-.1, .02, -.02), deep=skin(-.17, .03, -.025), flush=skin(-.1, .09, -.08),
-                hair=hair, dark=hair * .7, cloth=cloth, collar=oklch(.88 - .45 * w["cloth_light"], .03 + .1 * w["cloth_sat"], w["collar_hue"]),
-                iris=oklch(.4 + .28 * w["iris_light"], .09, .1 + .65 * w["iris_hue"]),
-                lip=oklch(.67 - .15 * tone + .06 * (w["lip_light"] - .5), .09 + .07 * w["lip_light"], .96 + .16 * w["lip_hue"]))
-
-# %% ../../nbs/10_data.world.ipynb #e090e077
-def draw_body(h: Head, cloth, trim, neck, neck_shade, wide=.72, top=.64, square=.5, pattern=0.):
-    "Shoulders that breathe, an optional stripe, a collar, and the neck."
-    w, x, up = h.who, .5 * h.cx, -.022 * h.breath
-    body = h.blob(x, top + .5 + up, wide + .17 * w["shoulder"], .5, cloth, cloth * .74, square=square)
-    h.blob(x, 1.0 + up, 1., .035 + .04 * w["accent_size"], trim, trim * .8, clip=body, alpha=pattern, bend=-.06, soft=.02)
-    h.on(0, .55, -.05, .19, .3, neck_shade, neck, square=.6)
-    h.blob(1.3 * x, .79 + up, .25 + .08 * w["collar"], .1 + .12 * w["collar"], trim, trim * .82, square=.2, taper=-.35)
-    h.blob(1.3 * x, .73 + up, .19, .1 + .06 * w["collar"], neck, neck * .95, taper=-.3)
-
-# %% ../../nbs/10_data.world.ipynb #1f1f9c9c
-def draw_hair_front(h: Head, hair, dark):
-    "Two curtains of hair that part over the forehead, kept inside a cap a little larger than the head, and long locks."
-    w, W, H, vol = h.who, h.width, h.height, h.who["hair_volume"]
-    part, long = .5 * (w["parting"] - .5), _ramp(w["hair_length"], .45, .9)
-    cap = h.on(0, -.06, 0, W + .03 + .04 * vol, H + .05 * vol, hair, alpha=0., square=.25, flat=0)
-    for side in (-1, 1):
-        near = 1 - .9 * side * part          # the curtain away from the parting is the wider one
-        h.on(side * .30 + part * .75, -H * .98 + .02 * near, .1, .4 * near, .24 + .17 * w["fringe"], hair, dark, angle=side * -.3 + .2 * part,
-             clip=cap, light=(-.2 * side, .7), flat=.3)
-        h.on(side * (W + .015), -.3, .03, .06 + .04 * vol, .26, hair, dark, clip=cap, flat=.5)
-        h.on(side * (W - .01), .24 * long - .1, -.02, (.08 + .07 * vol) * long, .28 + .34 * long, hair, dark, taper=.12, flat=.5, square=.3, angle=.08 * side)
-
-# %% ../../nbs/10_data.world.ipynb #59b4b0ee
-def draw_glasses(h: Head, y, z, frame, glass, amount):
-    "Round glasses; `amount` 0 is none."
-    dx, r = .165 + .06 * h.who["eye_spacing"], .15
-    h.on(0, y - .02, z, .09, .022, frame, alpha=amount)
-    for side in (-1, 1):
-        h.on(side * dx, y, z, r + .025, r + .015, frame, square=.35, alpha=amount)
-        h.on(side * dx, y, z, r - .008, r - .018, glass, square=.35, alpha=amount)
-
-# %% ../../nbs/10_data.world.ipynb #53f65973
-def draw_skin(h: Head, c: dict):
-    "Ears and earrings, the face with its light and blush, and perhaps a beard."
-    w, W, H = h.who, h.width, h.height
-    ear, jaw, beard = w["ear_size"], .04 * h.mouth_open, _ramp(w["beard"], .66, .95)
-    gem = _ramp(w["accent_size"], .6, .75) * (.04 + .03 * w["accent_size"])
-    for side in (-1, 1):
-        h.on(side * (W + .015), .04, -.05, .065 + .04 * ear, .1 + .05 * ear, c["skin"], c["deep"], light=(-.6 * side, .4), flat=.5)
-        h.on(side * (W + .035), .17 + .05 * ear, -.02, gem, gem * 1.2, oklch(.8, .14, w["accent_hue"]), oklch(.6, .14, w["accent_hue"]), flat=0)
-    face = h.on(0, .02 + jaw, 0, W, H + jaw, c["skin"], c["shade"], square=.12 + .45 * w["square"], taper=-.2 + .24 * w["jaw"], light=(.25, .75), flat=0)
-    h.on(-.15, -.2, .3, .3, .3, _mix(c["skin"], (1, 1, 1), .4), clip=face, soft=.3, alpha=.3)
-    for side in (-1, 1): h.on(side * .28, .17, .38, .11, .08, c["flush"], clip=face, soft=.14, alpha=.06 + .3 * w["blush"])
-    thick = np.minimum(1, 4 * beard)
-    h.on(0, .56 + 2 * jaw, .15, W * 1.02, .04 + .3 * beard, c["dark"], c["dark"] * .85, clip=face, alpha=thick, soft=.06, bend=-.12, flat=.3)
-    h.on(0, .235, .45, .17, .05 * beard, c["dark"], alpha=thick, bend=.05, soft=.02)
-
-# %% ../../nbs/10_data.world.ipynb #a2409c14
-def draw_person(h: Head):
-    "A person, from the hair behind to the mouth in front."
-    w, W, H, c = h.who, h.width, h.height, person_colours(h.who)
-    skin, hair, dark = c["skin"], c["hair"], c["dark"]
-    long, bun, vol, nose = _ramp(w["hair_length"], .45, .9), _ramp(w["bun"], .7, .85), w["hair_volume"], .03 * w["nose_length"]
-    h.on(0, -H - .04 - .1 * vol, -.1, .24 * bun, .2 * bun, hair, dark, flat=0)
-    h.on(0, -.12 + .3 * long, -.15, W + .04 + .11 * vol, H * .86 + .09 * vol + .33 * long, hair, dark * .8, square=.4, taper=.12 * long, light=(0, 1.6), flat=0)
-    draw_body(h, c["cloth"], c["collar"], c["shade"], c["deep"], pattern=_ramp(w["pattern"], .6, .75))
-    draw_skin(h, c)
-    draw_hair_front(h, hair, dark)
-    h.on(0, .15 + nose, .5, .055 + .04 * w["nose_width"], .045 + .02 * w["nose_length"], _mix(skin, c["shade"], .4), c["deep"], soft=.03)
-    h.on(-.01, .04 + nose, .5, .028 + .015 * w["nose_width"], .12, _mix(skin, (1, 1, 1), .3), soft=.06, alpha=.5)
-    draw_glasses(h, -.06, .42, oklch(.35 + .3 * w["accent_size"], .1, w["accent_hue"]), _mix(skin, (1, 1, 1), .25), _ramp(w["glasses"], .66, .74))
-    draw_eyes(h, -.06, .42, np.array([.98, .98, .97]), c["iris"], c["iris"] * .22, _mix(dark * .45, (.12, .07, .06), .5))
-    draw_brows(h, -.255, .42, _mix(dark, (.1, .06, .05), .35 + .5 * w["skin_light"]))
-    draw_mouth(h, .31, .44, c["lip"], c["lip"] * .84, (.16, .03, .05), (.97, .96, .93), (.82, .36, .38))
-
-# %% ../../nbs/10_data.world.ipynb #6108b4a9
-def draw_robot_body(h: Head, metal, led):
-    "Neck, chest with a lit core, and an antenna."
-    w, up = h.who, -.022 * h.breath
-    body, dark = oklch(.42 + .38 * w["cloth_light"], .02 + .11 * w["cloth_sat"], w["cloth_hue"]), metal * .6
-    h.on(0, .6, -.1, .16, .22, dark, dark * .5, square=.8, light=(.8, 0))
-    h.blob(.5 * h.cx, 1.14 + up, .64 + .2 * w["shoulder"], .46, _mix(body, (1, 1, 1), .12), body * .66, square=.86)
-    core, ball = .09 + .05 * w["accent_size"], .055 + .035 * w["bun"]
-    h.blob(.5 * h.cx, .93 + up, core + .03, core + .03, body * .55, square=.4)
-    h.blob(.5 * h.cx, .93 + up, core, core, _mix(led, (1, 1, 1), .3), led * .75, square=.4)
-    tall, x = .05 + .13 * w["hair_length"], .3 * (w["parting"] - .5)
-    h.on(x, -h.height - tall * .6, -.05, .028, tall, dark, metal, square=.6, light=(.8, 0))
-    h.on(x, -h.height - tall * 1.4, -.05, .14, .14, led, soft=.16, alpha=.45, flat=0)
-    h.on(x, -h.height - tall * 1.4, -.05, ball, ball, _mix(led, (1, 1, 1), .45), led * .8, flat=0)
-
-# %% ../../nbs/10_data.world.ipynb #2cecd99a
-def draw_lamps(h: Head, led):
-    "Two lit eyes with a dark dot that looks around; they narrow as the lids of others do."
-    w, lit = h.who, np.clip(1.5 * h.eye_open, 0, 1)
-    dx, dot = .165 + .06 * w["eye_spacing"], .036 + .012 * w["iris_size"]
-    for s in (-1, 1):
-        h.on(s * dx, -.1, .4, .19, .19, led, soft=.2, alpha=.3 * lit, flat=0)
-        x, y = s * dx + .045 * h.gaze_x, -.1 + .03 * h.gaze_y
-        h.on(x, y, .42, .085 + .035 * w["eye_size"], .014 + (.1 + .035 * w["eye_shape"]) * h.eye_open * 1.15, _mix(led, (1, 1, 1), .45), led,
-             square=.85 * w["eye_shape"], angle=s * .3 * (.5 - w["eye_tilt"]))
-        h.on(x + .03 * h.gaze_x, y + .015 * h.gaze_y, .42, dot, (dot + .004) * lit, (.05, .08, .12), alpha=np.clip(5 * h.eye_open - .5, 0, 1))
-
-# %% ../../nbs/10_data.world.ipynb #91992e31
-def draw_robot(h: Head):
-    "A robot: a metal head with a dark screen, lit eyes, an antenna, and a grille behind the lips."
-    w, W, H = h.who, h.width + .02, h.height - .02
-    metal = oklch(.64 + .26 * w["skin_light"], .01 + .09 * w["skin_sat"], w["skin_hue"])
-    led, trim = oklch(.78 + .1 * w["iris_light"], .15, w["iris_hue"]), oklch(.45 + .3 * w["hair_light"], .04 + .12 * w["hair_sat"], w["hair_hue"])
-    dark, bright, glass, screen = metal * .6, _mix(metal, (1, 1, 1), .4), _mix(metal * .6, (.06, .08, .12), .78), H * .43 + .05 * w["fringe"]
-    draw_robot_body(h, metal, led)
-    for s in (-1, 1):
-        h.on(s * (W + .03), 0, -.05, .07 + .03 * w["ear_size"], .13 + .1 * w["ear_size"], _mix(trim, (1, 1, 1), .15), trim * .55, square=.76, flat=.5)
-    jaw = .03 * h.mouth_open
-    head = h.on(0, jaw, 0, W, H + jaw, bright, dark, square=.66 + .28 * w["square"], taper=-.12 + .2 * w["jaw"], light=(.35, .85), flat=0)
-    h.on(0, H * .88 + 2 * jaw, .1, W * 1.1, .1 + .1 * w["pattern"], trim, trim * .7, clip=head, alpha=_ramp(w["pattern"], .5, .7), flat=0)
-    h.on(0, -.13, .3, W * .83, screen, dark, bright, square=.76)
-    h.on(0, -.13, .33, W * .83 - .025, screen - .025, glass, _mix(glass, led, .08), square=.76)
-    draw_lamps(h, led)
-    draw_brows(h, -.31, .4, _mix(led, (1, 1, 1), .2), size=.92)
-    h.on(0, .36 + jaw, .32, W * .7, .185 + jaw, _mix(metal, dark, .45), metal, square=.76, soft=.02)
-    hole = draw_mouth(h, .245, .38, trim, trim * .7, (.06, .05, .09), (.92, .95, .97), led * .85, scale=.95, square=.7)
-    for k in (-1, 0, 1): h.on(k * .105, .4, .38, .016, .3, dark, clip=hole, alpha=.5, soft=.025)
-
-# %% ../../nbs/10_data.world.ipynb #fafdffc6
-def cat_colours(w: Identity) -> dict:
-    "Fur, pale fur, markings, pink skin and collar of a cat."
-    hue = np.interp(w["skin_hue"], [0, .8, 1], [.1, .22, .8])
-    fur = oklch(.46 + .43 * w["skin_light"], (.015 + .1 * w["skin_sat"]) * np.interp(hue, [.22, .3], [1, .35]), hue)
-    pink = oklch(.72, .09, .97 + .13 * w["lip_hue"])
-    return dict(fur=fur, dark=fur * .74, pale=_mix(fur, (1, .985, .96), .6 + .35 * w["hair_light"]), pink=pink,
-                mark=_mix(fur * .5, oklch(.4 + .3 * w["hair_light"], .1 * w["hair_sat"], .1), .4),
-                lip=_mix(fur * .5, pink, .45), iris=oklch(.62 + .2 * w["iris_light"], .15, .15 + .45 * w["iris_hue"]),
-                cloth=oklch(.48 + .32 * w["cloth_light"], .06 + .12 * w["cloth_sat"], w["cloth_hue"]))
-
-# %% ../../nbs/10_data.world.ipynb #76e98c75
-def draw_cat_body(h: Head, c: dict):
-    "Chest, pale bib, neck, and a collar with a bell."
-    w, up = h.who, -.022 * h.breath
-    bell = .065 + .03 * w["collar"]
-    body = h.blob(.5 * h.cx, 1.16 + up, .58 + .16 * w["shoulder"], .56, c["dark"], c["dark"] * .8, square=.25)
-    h.blob(.5 * h.cx, 1.1 + up, .22 + .12 * w["accent_size"], .42, c["pale"], c["pale"] * .9, soft=.1, clip=body)
-    h.on(0, .5, -.1, .3, .3, c["dark"] * .85, c["dark"], flat=0)
-    h.blob(.7 * h.cx, .67 + up, .35, .085, c["cloth"], c["cloth"] * .7, square=.4, bend=-.06)
-    h.blob(.7 * h.cx, .76 + up, bell, bell, oklch(.88, .12, w["collar_hue"]), oklch(.66, .12, w["collar_hue"]))
-
-# %% ../../nbs/10_data.world.ipynb #8be249c5
-def draw_cat_head(h: Head, c: dict):
-    "Ears, cheek fur, the head and its stripes."
-    w, W, H, jaw = h.who, h.width + .05, h.height - .09, .03 * h.mouth_open
-    size, tuft, stripes = .2 + .1 * w["ear_size"], w["hair_volume"], _ramp(w["pattern"], .25, .6)
-    fur, dark, pink, mark = c["fur"], c["dark"], c["pink"], c["mark"]
-    for s in (-1, 1):
-        ear = dict(angle=s * (.25 + .2 * w["parting"] - .12 * h.brow_raise - .14 * h.brow_tilt), taper=.78, flat=.6)
-        h.on(s * W * .66, -H - size * .25 - .05 * h.brow_raise, -.05, size * .82, size * 1.2, fur, dark, **ear)
-        h.on(s * W * .65, -H - size * .16 - .05 * h.brow_raise, 0, size * .46, size * .82, pink, pink * .82, **ear)
-        for k in (0, 1):
-            h.on(s * W * (.76 - .1 * k), .12 + .13 * k, -.02, .19 + .08 * tuft, .1 + .04 * tuft, fur, dark, angle=s * (.42 + .3 * k), square=-.5, flat=.5)
-    head = h.on(0, jaw, 0, W, H + jaw, fur, dark, square=.1 + .3 * w["square"], taper=.02 + .08 * w["jaw"], light=(.2, .8), flat=0)
-    h.on(-.15, -.2, .3, .28, .22, _mix(fur, (1, 1, 1), .5), clip=head, soft=.3, alpha=.3)
-    band = dict(clip=head, alpha=stripes)
-    for k in (-1, 0, 1): h.on(k * .13, -H * .86 + .03 * abs(k), .2, .035 + .03 * w["pattern"], .17, mark, soft=.05, angle=-.12 * k, **band)
-    for s in (-1, 1):
-        h.on(s * W * .95, .06, .1, .17, .035 + .03 * w["pattern"], mark, soft=.06, angle=s * .2, **band)
-        h.on(s * .2, -.06, .35, .17, .17, c["pale"], soft=.14, alpha=.55 * w["hair_light"])
-
-# %% ../../nbs/10_data.world.ipynb #b0acc0f2
-def draw_cat(h: Head):
-    "A cat: body, head, muzzle with whiskers, eyes with slit pupils, mouth and nose."
-    w, c = h.who, cat_colours(h.who)
-    pale, jaw = c["pale"], .03 * h.mouth_open
-    draw_cat_body(h, c)
-    draw_cat_head(h, c)
-    h.on(0, .39 + .5 * jaw, .4, .2 + .05 * w["mouth_width"], .17 + 1.5 * jaw, pale, pale * .88, soft=.05)
-    for s in (-1, 1):
-        h.on(s * .13, .25, .46, .16 + .03 * h.mouth_wide, .115, pale, pale * .93, soft=.04)
-        for k in (0, 1):
-            h.on(s * .45, .2 + .1 * k, .4, .19, .014, _mix(pale, (1, 1, 1), .5), alpha=.5 * _ramp(w["pattern"], .02, .1), soft=.03,
-                 angle=s * (.05 + .2 * k), bend=-.03)
-    draw_eyes(h, -.08, .42, _mix(c["iris"], (1, 1, .9), .25), c["iris"], (.06, .05, .06), c["mark"] * .3, size=1.12, slit=.9, gap=1.12)
-    draw_brows(h, -.28, .42, c["mark"] * .75, gap=1.1, size=.95)
-    draw_mouth(h, .3, .44, c["lip"], c["lip"] * .8, (.22, .04, .07), (.98, .97, .93), (.9, .45, .48))
-    h.on(0, .165, .52, .075 + .03 * w["nose_width"], .05 + .02 * w["nose_length"], c["pink"], c["pink"] * .72, taper=-.5)
-
-# %% ../../nbs/10_data.world.ipynb #7d8ecd3e
-def fire_colours(w: Identity) -> dict:
-    "Outer, middle and core of a flame, and embers: red to orange for most, then green, blue and violet."
-    hue = np.interp(w["skin_hue"], [0, .7, 1], [.055, .14, .92])
-    vivid = np.interp(hue, [.15, .3], [1, .72])
-    return dict(outer=oklch(.58 + .05 * w["skin_light"], .19 * vivid, hue), mid=oklch(.74 + .06 * w["skin_light"], .165 * vivid, hue + .05),
-                core=oklch(.88 + .05 * w["skin_light"], (.09 + .04 * w["skin_sat"]) * vivid, hue + .1), ember=oklch(.26 + .1 * w["hair_light"], .1, hue - .02),
-                tip=oklch(.54 + .1 * w["hair_light"], (.15 + .05 * w["hair_sat"]) * vivid, hue + .07 * (w["hair_hue"] - .5)),
-                aura=oklch(.5 + .1 * w["cloth_light"], .15 * vivid, hue + .12 * (w["cloth_hue"] - .5)), gem=oklch(.8, .14, w["accent_hue"]),
-                lip=oklch(.42 + .16 * w["lip_light"], .15, hue - .05 + .06 * w["lip_hue"]),
-                iris=oklch(.45 + .2 * w["iris_light"], .12, w["iris_hue"]))
-
-# %% ../../nbs/10_data.world.ipynb #03280d39
-def draw_flames(h: Head, colour, phase, size, z, reach, y=0.):
-    "A crown of flame tongues around the head, swaying with `phase`."
-    w, W, H = h.who, h.width, h.height - .06
-    tall = .26 + .2 * w["hair_length"]
-    flare = 1 + .12 * h.mouth_open + .1 * h.brow_raise
-    for k in range(7):
-        a = (k - 3) / 3 * reach
-        high = size * (tall * (1.1 - .75 * abs(a)) * (1 + .16 * np.sin(phase + 2.6 * k)) * flare + .22)
-        h.on(np.sin(1.5 * a) * W * .9, y - H * (.8 * np.cos(1.5 * a) - .05) - high * .42, z, size * (.15 + .07 * w["hair_volume"]), high, colour,
-             taper=.82, soft=.03, lean=(.08 + .05 * w["parting"]) * np.sin(phase + 1.9 * k), angle=.5 * a, flat=.3)
-
-# %% ../../nbs/10_data.world.ipynb #407e4ec7
-def draw_fire(h: Head):
-    "A fire spirit: a glowing head in a crown of flames. The flames move with `breath`, so motion alone decides every frame."
-    w, c, W, H = h.who, fire_colours(h.who), h.width, h.height - .06
-    outer, mid, core, ember = c["outer"], c["mid"], c["core"], c["ember"]
-    gem, square = .05 + .04 * w["accent_size"], .4 * w["square"]
-    phase, drop = 2 * np.pi * w["pattern"] + 4 * h.breath, .04 * h.mouth_open
-    h.blob(0, -.08, .95, 1., c["aura"], soft=1., alpha=.5)             # the glow stands still, as a background does
-    draw_flames(h, c["tip"], phase, 1., -.12, 1.)
-    for s in (-1, 1):
-        h.blob(.5 * h.cx + s * (.48 + .12 * w["shoulder"]), .88 - .022 * h.breath, .15, .27, outer, mid, taper=.75, soft=.03, lean=.08 * np.sin(phase + 2 * s), angle=s * .25)
-    h.blob(.5 * h.cx, 1.17 - .022 * h.breath, .54 + .14 * w["shoulder"], .55, core, outer, square=.2, soft=.04, light=(0, 1.2))
-    h.blob(.5 * h.cx, .86 - .022 * h.breath, gem + .03, gem + .03, c["gem"], soft=.1, alpha=.6)
-    h.blob(.5 * h.cx, .86 - .022 * h.breath, gem, gem, _mix(c["gem"], (1, 1, 1), .4), c["gem"] * .7)
-    h.on(0, .03 + drop, -.05, W + .05, H + .05 + drop, outer, square=square, taper=.14 * w["jaw"], soft=.04, flat=0)
-    draw_flames(h, mid, 1.3 * phase + 1, .72, .02, .8, y=.04)
-    h.on(0, .06 + drop, 0, W - .01, H - .02 + drop, mid, soft=.1, square=square, taper=.14 * w["jaw"], flat=0)
-    h.on(0, .12, .12, W * .72, H * .72, core, _mix(core, mid, .5), soft=.35, light=(0, -1), flat=0)
-    for s in (-1, 1): h.on(s * .3, .17, .38, .1, .07, outer, soft=.14, alpha=.15 + .45 * w["blush"])
-    draw_eyes(h, -.05, .42, np.array([1., .99, .93]), c["iris"], c["iris"] * .25, ember, size=1.1)
-    draw_brows(h, -.25, .42, ember, size=1.05)
-    draw_mouth(h, .28, .42, c["lip"], c["lip"] * .85, ember * .5, (1, .97, .88), _mix(outer, (1, .5, .3), .4))
-
-# %% ../../nbs/10_data.world.ipynb #c0eeb35a
+# %% ../../nbs/10_data.world.ipynb #0576f21b
 def background(identity: Identity, size: int) -> np.ndarray:
     "The soft two-tone gradient behind a character: (size, size, 3) float32 in [0, 1], the same in every frame."
     w = identity
@@ -633,7 +205,7 @@ def background(identity: Identity, size: int) -> np.ndarray:
     t = t * t * (3 - 2 * t)
     return (a + (b - a) * t[..., None]).astype(np.float32)
 
-# %% ../../nbs/10_data.world.ipynb #e086d0e4
+# %% ../../nbs/10_data.world.ipynb #2efd13ed
 _DRAW = (draw_person, draw_robot, draw_cat, draw_fire)
 _MIDDLE = np.float32(.08)      # the height that a close-up looks at: between eyes and mouth
 
@@ -647,6 +219,7 @@ def nearer(table: np.ndarray,  # (T, S, N_FIELDS) blobs
     table[..., lengths] *= np.float32(zoom)
     return table
 
+# %% ../../nbs/10_data.world.ipynb #6b5e90e1
 def render(identity: Identity,      # who
            motion: np.ndarray,      # (T, 15), columns as in `MOTION_CHANNELS`
            size: int = 128          # pixels along each side
@@ -658,13 +231,12 @@ def render(identity: Identity,      # who
     if np.isnan(motion).any(): raise ValueError("motion holds NaN: give finite numbers")
     if identity.attributes.shape != (N_ATTRIBUTES,):
         raise ValueError(f"identity has attributes of shape {identity.attributes.shape}: give ({N_ATTRIBUTES},)")
-    h = Head(identity, np.clip(motion, MOTION_LOW, MOTION_HIGH))
+    h = Head(identity, dict(zip(MOTION_CHANNELS, np.clip(motion, MOTION_LOW, MOTION_HIGH).T)))
     _DRAW[identity.species](h)
     out = np.empty((len(motion), size, size, 3), np.uint8)
     _paint(nearer(h.table(), identity.zoom), np.ascontiguousarray(background(identity, size).transpose(2, 0, 1)), out)
     return out
 
-# %% ../../nbs/10_data.world.ipynb #cfb15977
 def render_portrait(identity: Identity, size: int = 128) -> np.ndarray:
     "The neutral face that looks at us, (size, size, 3) uint8: the portrait a clip starts from."
     return render(identity, rest_motion(), size)[0]
