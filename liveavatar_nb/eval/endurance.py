@@ -280,9 +280,9 @@ class LivePlot:
     def __call__(self, run):
         import matplotlib.pyplot as plt
         from IPython.display import display
-        fig, axs = plt.subplots(2, 3, figsize=(8, 3), dpi=75, sharex=True)
+        fig, axs = plt.subplots(2, 3, figsize=(8, 3), dpi=75, sharex=True, layout="constrained")
         step = run.stream.avatar.preset.seconds_per_block * SLOT
         draw_curves([dict(start_s=i * step, **run.marks([i])) for i in sorted(run.looks)], axs)
-        fig.suptitle(f"{run.block} blocks, {run.at * step:.0f} s, {1e3 * np.median(run.costs[-200:, 0]):.0f} ms a block, {run.costs[-1, 2]:.0f} MB", fontsize=9); fig.tight_layout(); plt.close(fig)
+        fig.suptitle(f"{run.block} blocks, {run.at * step:.0f} s, {1e3 * np.median(run.costs[-200:, 0]):.0f} ms a block, {run.costs[-1, 2]:.0f} MB", fontsize=9); plt.close(fig)
         if self.handle is None: self.handle = display(fig, display_id=True)
         else: self.handle.update(fig)
