@@ -1,4 +1,5 @@
-"""The rendered book leaves no chapter out, and its links lead to pages of the book. (`make book` itself takes longer and is not run here.)"""
+"""The rendered book leaves no chapter out, and its links lead to pages of the book. (`make book` itself takes longer and is not run here;
+if somebody ran it, some of its pages are opened in a browser.)"""
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ root = Path(__file__).resolve().parents[1]
 if not (root / "tools" / "mkbook.py").exists():
     pytest.skip("no sources here", allow_module_level=True)
 sys.path.insert(0, str(root / "tools"))
+import checkbook  # noqa: E402
 import mkbook  # noqa: E402
 
 
@@ -59,3 +61,46 @@ def test_pictures_come_along(staged):
     assert pictures
     for _, link in pictures:
         assert (staged / link).stat().st_size > 1000
+
+
+def test_a_script_stands_once():
+    page = "<script>const A = 1</script>\n<p>x</p><script>const A = 1</script><script src='a.js'></script><script>let b</script>"
+    assert mkbook.tidy(page) == "<script>const A = 1</script>\n<p>x</p><script src='a.js'></script><script>let b</script>"
+
+
+GOOD = """<html><body><article><h1 id="top">A</h1><a href="b.html#x">b</a> <a href="https://example.org/">out</a>
+<span class="math">s</span><script>document.querySelector(".math").appendChild(document.createElement("mjx-container"))</script></article></body></html>"""
+SEARCH = """<html><body><div id="search-results"><ul><li><a href="a.html">A</a></li></ul></div></body></html>"""
+
+
+def test_links_and_anchors_are_followed(tmp_path):
+    (tmp_path / "a.html").write_text(GOOD); (tmp_path / "b.html").write_text("<p id='x'></p><a href='a.html#nowhere'></a><img src='gone.png'>")
+    assert checkbook.broken_links(tmp_path) == ["b.html: a.html#nowhere", "b.html: gone.png"]
+
+
+def needs_a_browser():
+    pytest.importorskip("playwright", reason="pip install playwright")
+    from browsing import HOW, find_browser
+    if find_browser() is None:
+        pytest.skip(HOW)
+
+
+def test_the_checker_sees_what_is_wrong(tmp_path):
+    needs_a_browser()
+    good = GOOD.replace(' <a href="https://example.org/">out</a>', "").replace("b.html#x", "#top")
+    (tmp_path / "a.html").write_text(good); (tmp_path / "index.html").write_text(good); (tmp_path / "search.html").write_text(SEARCH)
+    assert list(checkbook.faults(checkbook.check(tmp_path))) == []
+    (tmp_path / "c.html").write_text("""<html><head><link rel="stylesheet" href="https://example.org/x.css"></head><body><article><table style="width: 900px"><tr><td>wide</td></tr></table>
+        <script>undefined_thing()</script></article></body></html>""")
+    found = checkbook.check(tmp_path)
+    assert len(found["foreign"]) == 1 and "example.org" in found["foreign"][0]
+    assert len(found["wide"]) == 1 and "c.html: 4" in found["wide"][0] and len(found["errors"]) == 1
+    assert found["pages"] == 3 and found["formulas"] == 2 and found["search_hits"] == 1
+
+
+def test_the_built_book():
+    "Eight pages of _book, if there is one: links, formulas offline, nothing from other hosts, nothing wider than a phone, the search."
+    needs_a_browser()
+    if not (root / ".venv-book").exists() or not (root / "_book" / "index.html").exists():
+        pytest.skip("no built book: make book")
+    assert list(checkbook.faults(checkbook.check(root / "_book", pages=8))) == []

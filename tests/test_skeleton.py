@@ -39,6 +39,15 @@ def test_chapter_has_title_promise_and_outputs(path):
     assert not errors
 
 
+@pytest.mark.parametrize("path", [p for p in notebooks if re.match(r"(3[0-57]|4[01]|5[0-3])[a-z]?_", p.stem) and not re.match(r"3[34]", p.stem)], ids=lambda p: p.stem)
+def test_opening_and_exercises(path):
+    "What you will do, why, what you need, where you stand; and two exercises that check themselves."
+    opening = cells(path, "markdown")[0]["source"]
+    for part in ("You will", "**Without it**", "Needs:", "02_method.ipynb#glossary", "Before:", "Next:"):
+        assert part in opening, f"the opening lacks {part!r}"
+    assert sum("#| exercise" in c["source"] for c in cells(path, "code")) >= 2
+
+
 @named
 def test_nothing_private(path):
     text = path.read_text(encoding="utf-8")

@@ -133,6 +133,12 @@ def stage(folder, nbs=root / "nbs"):
     return parts
 
 
+def tidy(page):
+    "The text of an HTML page without inline scripts that stand in it twice (a second `const` of the same name is an error)."
+    seen = set()
+    return re.sub(r"<script>.*?</script>\n?", lambda m: "" if m[0].strip() in seen else seen.add(m[0].strip()) or m[0], page, flags=re.S)
+
+
 def main():
     args = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     args.add_argument("--check", action="store_true")
@@ -149,6 +155,8 @@ def main():
         sys.exit(f"the book could not be built; pages missing: {missing}")
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(html, out)
+    for path in out.glob("*.html"):
+        path.write_text(tidy(path.read_text(encoding="utf-8")), encoding="utf-8")
     if (root / "play" / "dist" / "index.html").exists():
         shutil.copytree(root / "play" / "dist", out / "play")
     else:
