@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Tape', 'RMSNorm', 'CausalConv3d', 'causal_conv', 'ResidualBlock', 'SpatialAttention', 'over_frames', 'Downsample',
-           'Upsample', 'VAEConfig', 'run', 'Encoder', 'Decoder', 'LinearPath', 'VideoVAE', 'check_video', 'golden_dir']
+           'Upsample', 'VAEConfig', 'run', 'Encoder', 'Decoder', 'LinearPath', 'VideoVAE', 'check_video']
 
 # %% ../../nbs/21_model.vae.ipynb #ad70715d
 from dataclasses import dataclass
@@ -279,10 +279,3 @@ def check_video(video, start:bool):
     _, _, t, h, w = video.shape
     if h % 8 or w % 8: raise ValueError(f"height and width must be multiples of 8, not {h}×{w}: crop or resize first")
     if (t - start) % 4: raise ValueError(f"{t} frames don't fill latent frames: give {'1 + 4n' if start else '4n'} frames")
-
-# %% ../../nbs/21_model.vae.ipynb #e3c73929
-def golden_dir():
-    "The folder of golden numbers beside the repository, or None where there is none."
-    from pathlib import Path
-    here = Path.cwd().resolve()
-    return next((p / "shared" / "golden" for p in (here, *here.parents) if (p / "shared" / "golden").is_dir()), None)
