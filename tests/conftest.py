@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if "LIVEAVATAR_CONFIG" not in os.environ:        # keys of the tests, not the user's
@@ -25,6 +26,28 @@ def exported_nano(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
     assert main(["export", "onnx", "--preset", "nano", "--out", str(folder / "nano"), "--check", "1", "--json", str(folder / "nano.json")]) == 0
     return folder / "nano", json.loads((folder / "nano.json").read_text())
+
+
+@pytest.fixture
+def folder(good, tmp_path):
+    "A copy of the module's `good` folder in the official layout, to be broken."
+    return Path(shutil.copytree(good, tmp_path / "ckpt"))
+
+
+@pytest.fixture(scope="session")
+def pipeline_config():
+    "make(folder, seconds, **settings): a tiny run of 7 blocks with its voice and face in a folder."
+    def make(folder, seconds, **settings):
+        import numpy as np
+        from PIL import Image
+        from liveavatar_nb.data.audio import save_wav
+        from liveavatar_nb.stream.settings import TPPConfig
+        t = np.arange(16000 * seconds) / 16000
+        save_wav(folder / "voice.wav", .3 * np.sin(1000 * t) * (np.sin(9 * t) > 0))
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(folder / "face.png")
+        both = dict(preset="tiny", n_blocks=7, refresh_at=4, checkpoint_every=2, record=True)
+        return TPPConfig(str(folder / "voice.wav"), str(folder / "face.png"), "calm", str(folder), **both | settings)
+    return make
 
 
 def pytest_collection_modifyitems(items):

@@ -30,14 +30,8 @@ MODULE = "liveavatar_nb.stream.distributed"
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    from PIL import Image
-    folder = tmp_path_factory.mktemp("nodes")
-    t = np.arange(16000 * 4) / 16000
-    save_wav(folder / "voice.wav", .3 * np.sin(1000 * t) * (np.sin(9 * t) > 0))
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(folder / "face.png")
-    return TPPConfig(str(folder / "voice.wav"), str(folder / "face.png"), "calm", str(folder), preset="tiny", placement="01|23|D", n_blocks=7,
-                     refresh_at=4, checkpoint_every=2, record=True, startup_s=600)
+def config(tmp_path_factory, pipeline_config):
+    return pipeline_config(tmp_path_factory.mktemp("nodes"), 4, placement="01|23|D", startup_s=600)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Official weights: names, shapes, LoRA, VAE, and one line for each way in which a folder can be wrong."""
 import json
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,10 +20,6 @@ SHARD = "diffusion_pytorch_model-00002-of-00003.safetensors"
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
     return write_tiny(tmp_path_factory.mktemp("official") / "ckpt")
-
-@pytest.fixture
-def folder(good, tmp_path):
-    return Path(shutil.copytree(good, tmp_path / "ckpt"))
 
 def base(folder):
     return {k: v for f in sorted((folder / WAN).glob("diffusion*.safetensors")) for k, v in load_file(f).items()}

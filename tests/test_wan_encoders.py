@@ -23,10 +23,6 @@ GOLDEN = Path(__file__).resolve().parents[1] / ".." / "shared" / "golden"
 def good(tmp_path_factory):
     return write_tiny_encoders(write_tiny(tmp_path_factory.mktemp("official") / "ckpt"))
 
-@pytest.fixture
-def folder(good, tmp_path):
-    return Path(shutil.copytree(good, tmp_path / "ckpt"))
-
 @pytest.fixture(scope="module")
 def ears(good): return SoundReader(good)
 

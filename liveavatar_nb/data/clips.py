@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-# %% ../../nbs/13_data.clips.ipynb #380db752
 from .audio import SAMPLE_RATE, audio_features, save_wav
 from .speech import VISEME_CHANNELS, Speech, Voice, random_speech, speak, visemes
 from .world import (MANNERS, MOODS, MOTION_CHANNELS, MOTION_HIGH, MOTION_LOW, SPECIES, Identity, idle_motion,
@@ -46,7 +45,6 @@ def speech_motion(samples: np.ndarray, # (n,) sound at 16 kHz
     mouth, stress = visemes(phonemes, n_frames), emphasis(samples, n_frames)
     return dict(zip(VISEME_CHANNELS, mouth.T)) | dict(pitch=-.05 * world_of(world).head * stress, brow_raise=.12 * stress)
 
-# %% ../../nbs/13_data.clips.ipynb #509323a6
 def talking_motion(speech: Speech, n_frames: int, seed: int, mood: str = "calm", manner: str = "still",
                    start: int = 0, # first frame of the idle motion
                    world="calm"    # a `World` or its name

@@ -46,6 +46,7 @@ class Cost:
     sink_bytes: float   # keys and values of the sink, per device
     latent_bytes: float
     tokens: int         # per block
+    rest: float = 1.    # everything between the matrix products, per token, in units of the 14B's
     @property
     def step(self)->float: return self.linear + self.attention
 
@@ -62,7 +63,7 @@ def model_cost(arch:Arch, width:int|None=None, height:int|None=None)->Cost:
     attention = 4 * n * d * L * (attended + arch.text_tokens)
     prefill = sink * per_token + text + 4 * sink * d * L * (sink + arch.text_tokens)
     return Cost(linear / 1e12, attention / 1e12, prefill / 1e12, arch.decode_mflop * BLOCK_FRAMES * 64 * w * h / 1e6,
-                arch.window_frames * frame * 4 * d * L, sink * 4 * d * L, 16 * 3 * w * h * 2, n)
+                arch.window_frames * frame * 4 * d * L, sink * 4 * d * L, 16 * 3 * w * h * 2, n, d * L / (WAN.dim * WAN.layers))
 
 # %% ../../nbs/42d_stream.cost.ipynb #891cac1a
 def get_arch(preset:str)->Arch:
@@ -71,11 +72,12 @@ def get_arch(preset:str)->Arch:
     import torch
     from liveavatar_nb.model.dit import DiT
     from liveavatar_nb.model.presets import PRESETS
-    from liveavatar_nb.model.vae import VideoVAE
+    from liveavatar_nb.model.vae import VAEConfig, VideoVAE
     if preset not in PRESETS: raise ValueError(f'preset "{preset}" is unknown: choose from {", ".join(PRESETS)}')
     p, c = PRESETS[preset], PRESETS[preset].dit
     with torch.device("meta"): dit, vae = (sum(w.numel() for w in net.parameters()) for net in (DiT(c, init=False), VideoVAE(p.vae)))
-    return Arch(preset, c.dim, c.ffn_dim, c.layers, len(c.inject_layers), c.text_len, dit, dit, vae, 0., p.size[1], p.size[0],
+    decode = WAN.decode_mflop if p.vae == VAEConfig.official() else 0.     # known for Wan's decoder alone
+    return Arch(preset, c.dim, c.ffn_dim, c.layers, len(c.inject_layers), c.text_len, dit, dit, vae, decode, p.size[1], p.size[0],
                 c.framepack, p.block_frames * p.window_blocks)
 
 # %% ../../nbs/42d_stream.cost.ipynb #2f4a2fdb
@@ -140,7 +142,7 @@ def step_seconds(device:Device, cost:Cost, precision:str)->float:
     "Estimated seconds of one denoising step of one block; 8 bits help only where the device multiplies them."
     linear_peak = getattr(device, precision) or device.bf16
     t = cost.linear / (PEAK_SHARE * linear_peak) + cost.attention / (PEAK_SHARE * device.bf16)
-    return device.factor * (t + REST_S * 3.35 / device.bandwidth * cost.tokens / 3375)
+    return device.factor * (t + REST_S * 3.35 / device.bandwidth * cost.rest * cost.tokens / 3375)
 
 def decode_seconds(device:Device, cost:Cost)->float:
     "Estimated seconds of one VAE decode: half bound by arithmetic, half by memory."
