@@ -64,7 +64,8 @@ def furnish(folder:Path, preset:str)->tuple:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
     paths = os.pathsep.join([str(folder), *os.environ.get("JUPYTER_PATH", "").split(os.pathsep)]).rstrip(os.pathsep)
-    return folder / "liveavatar.ipynb", dict(os.environ, JUPYTER_PATH=paths, IPYTHONDIR=str(folder / "ipython"))
+    return folder / "liveavatar.ipynb", dict(os.environ, JUPYTER_PATH=paths,
+                                             IPYTHONDIR=str(folder / "ipython"), PYTHONWARNINGS="ignore::DeprecationWarning")
 
 # %% ../../nbs/90f_demo.page.ipynb #82fc81eb
 def serve(preset:str="auto", port:int=8866, browser:bool=True)->int:
