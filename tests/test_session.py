@@ -185,3 +185,13 @@ def test_count_blinks():
     eye = np.full(100, .8)
     eye[[10, 11, 12]] = .1; eye[50] = .3; eye[80] = .6
     assert count_blinks(eye) == 2 and count_blinks(np.full(9, .7)) == 0
+
+
+def test_closed_while_a_block_is_made(avatar, monkeypatch):
+    "`close` from another thread between the bookkeeping and the block: no block, no error, nothing kept."
+    from liveavatar_nb.serve import session as module
+    s = session(avatar)
+    s.say(VOICE[:20_000])
+    monkeypatch.setattr(module, "Mark", lambda stream: (Mark(stream), s.close())[0])
+    assert s.step() is None and s.closed and s.stream is None
+    assert s.step() is None and list(s.takes()) == []

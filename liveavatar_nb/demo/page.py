@@ -13,7 +13,6 @@ import socket
 import tempfile
 import threading
 import time
-import urllib.request
 from pathlib import Path
 
 from ..model.presets import preset as get_preset
@@ -37,12 +36,11 @@ def command_of(notebook:Path, port:int, token:str)->list:
 
 # %% ../../nbs/90f_demo.page.ipynb #7a781dcf
 def announce(address:str, browser:bool, seconds:float=60):
-    "Print the address when somebody answers there, and open it."
+    "Print the address when somebody listens there, and open it. (Asking for the page would start a kernel at each try.)"
+    host, port = address.split("/")[2].split(":")
     for _ in range(int(seconds / .2)):
-        try: urllib.request.urlopen(address, timeout=2).read(1); break
-        except OSError as e:
-            if hasattr(e, "code"): break
-            time.sleep(.2)
+        try: socket.create_connection((host, int(port)), 1).close(); break
+        except OSError: time.sleep(.2)
     print(f"Live Avatar: {address}  (Ctrl+C ends it)", flush=True)
     if browser: import webbrowser; webbrowser.open(address)
 
@@ -66,7 +64,8 @@ def furnish(folder:Path, preset:str)->tuple:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
     paths = os.pathsep.join([str(folder), *os.environ.get("JUPYTER_PATH", "").split(os.pathsep)]).rstrip(os.pathsep)
-    return folder / "liveavatar.ipynb", dict(os.environ, JUPYTER_PATH=paths, IPYTHONDIR=str(folder / "ipython"))
+    return folder / "liveavatar.ipynb", dict(os.environ, JUPYTER_PATH=paths,
+                                             IPYTHONDIR=str(folder / "ipython"), PYTHONWARNINGS="ignore::DeprecationWarning")
 
 # %% ../../nbs/90f_demo.page.ipynb #82fc81eb
 def serve(preset:str="auto", port:int=8866, browser:bool=True)->int:

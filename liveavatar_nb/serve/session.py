@@ -191,9 +191,10 @@ def step(self:Session)->Take|None:
         sound, epoch, number = self.sounds.take(self.urgent()), self.epoch, self.number
         if sound is None: return None
         self.wish()
-        self.marks = {n: m for n, m in self.marks.items() if n >= min(self.shown, number - 1)} | {number: Mark(self.stream)}
+        stream = self.stream                                  # `close` may come while the block is made
+        self.marks = {n: m for n, m in self.marks.items() if n >= min(self.shown, number - 1)} | {number: Mark(stream)}
         self.number, began, clock = number + 1, time.perf_counter(), self.clock()
-    clip = next(self.stream.push(sound.samples))
+    clip = next(stream.push(sound.samples))
     took = time.perf_counter() - began
     with self.lock:
         self.cost += .3 * (self.clock() - clock - self.cost)
@@ -202,7 +203,7 @@ def step(self:Session)->Take|None:
         self.arrive(number)
         self.speaking = sound.speech
         return Take(clip.frames, clip.samples, number, epoch, number * self.seconds, sound.speech, sound.begins, sound.ends,
-                    sound.heard, dict(all=1000 * took, **self.stream.ms))
+                    sound.heard, dict(all=1000 * took, **stream.ms))
 
 # %% ../../nbs/70_serve.session.ipynb #57113b20
 @patch
