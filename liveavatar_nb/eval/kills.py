@@ -83,8 +83,8 @@ def server():
     context.set_forkserver_preload(PRELOAD)
     return context
 
-# %% ../../nbs/54_eval.kills.ipynb #0cb532fa
-def whole(task:Task, limit:float=600.)->Task:
+# %% ../../nbs/54_eval.kills.ipynb #c19f9dd1
+def whole(task:Task, limit:float=3600.)->Task:
     "Make the film undisturbed, and remember it. `OutputError` if that fails."
     first = server().Process(target=int); first.start(); first.join()   # the server's own start isn't the film's
     began = time.perf_counter(); process = start(task, "whole")
