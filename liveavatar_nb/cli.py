@@ -35,7 +35,7 @@ BENCH = {what: f"liveavatar_nb.bench:bench_{what}" for what in ("stream", "block
     "tpp": "liveavatar_nb.stream.tppbench:bench_tpp", "forecast": "liveavatar_nb.stream.forecast:bench_forecast", "genbench": "liveavatar_nb.eval.genbench:bench_genbench", "moods": "liveavatar_nb.eval.diagnosis:bench_moods", "hearing": "liveavatar_nb.eval.diagnosis:bench_hearing", "poses": "liveavatar_nb.eval.diagnosis:bench_poses",
     "sheet": "liveavatar_nb.eval.genbench:bench_sheet", "lips": "liveavatar_nb.eval.lips:bench_lips", "interruptions": "liveavatar_nb.serve.watching:bench_interruptions", "listening": "liveavatar_nb.serve.watching:bench_listening",
     "serve": "liveavatar_nb.serve.load:bench_serve", "leaks": "liveavatar_nb.serve.load:bench_leaks", "endurance": "liveavatar_nb.eval.endurance:bench_endurance",
-    "bits": "liveavatar_nb.wan.quantize:bench_bits", "speedrun": "liveavatar_nb.speedrun:speedrun"} | {what: f"liveavatar_nb.eval.{module}:bench_{what}" for what, module in dict(kills="faults", fuzz="fuzz").items()}
+    "bits": "liveavatar_nb.wan.quantize:bench_bits", "speedrun": "liveavatar_nb.speedrun:speedrun"} | {k: f"liveavatar_nb.eval.{k}:bench_{k}" for k in ("kills", "fuzz")}
 
 def find(
     table:dict, # name -> "module:function"

@@ -134,8 +134,6 @@ C2PA = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")     # the type of a C2P
 FINAL = 1
 _HEAD = struct.Struct(">BB8s32sIIIHHHI32s32s32s")            # fixed part of a seal, 161 bytes
 sha = lambda data: hashlib.sha256(data).digest()
-
-# %% ../../nbs/47b_stream.chain.ipynb #d6cf851a
 @dataclass
 class Seal:
     "What stands in a seal box."
@@ -214,8 +212,6 @@ def length_box(frames:int|None, fps:int)->bytes:
     "What the 20 bytes say: the length in milliseconds, or nothing yet."
     if frames is None: return struct.pack(">I4s12x", 20, b"free")
     return struct.pack(">I4sIQ", 20, b"mehd", 1 << 24, frames * 1000 // fps)
-
-# %% ../../nbs/47b_stream.chain.ipynb #9a1fc0b5
 class Chain:
     """Seals of one film. `film` is its 8-byte id; `manifest` anything that JSON can hold. One per writer; not shared between threads.
 

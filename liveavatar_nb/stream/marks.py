@@ -181,7 +181,6 @@ def _draw(z, sy, sx):
     a, b = matrix(sy), matrix(sx)
     return np.pad(a @ z @ b.T, ((0, 0), (0, _R - len(a)), (0, _R - len(b))))
 
-# %% ../../nbs/47_stream.marks.ipynb #946f6d4f
 def search(
     zs:dict,     # phase -> whitened differences
     sizes,       # (sy, sx) to try
