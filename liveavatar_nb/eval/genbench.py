@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ..data.clips import Clip, make_clip
+from ..data.world import MOODS
 from .nearest import EYE, blink_depths, distance_numbers, nearest
 from .metrics import (Reading, colour_difference, correlation, flicker, frechet, load_probe, portrait_gallery,
                                         read_clip, retrieval, sharpness, sync, variance_ratio)
