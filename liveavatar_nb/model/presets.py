@@ -151,7 +151,7 @@ def _from_config(f)->nn.Module:
         with torch.device("meta"), at_most(len(f.names)):
             return make(config(**values), **(dict(init=False) if make is DiT else {}))
     except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, AssertionError, IndexError, AttributeError) as e:
-        why = str(e).splitlines()[0] if str(e) else type(e).__name__
+        why = str(e).splitlines()[0][:120] if str(e) else type(e).__name__
         raise PresetError(f"{f.path.name} describes no network that can be built ({why}): fetch it again") from e
 
 def load_weights(
