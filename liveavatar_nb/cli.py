@@ -250,13 +250,13 @@ def _generate(
 def _demo(
     preset:Annotated[str, typer.Option(help="nano, pico, or auto: nano where this computer is fast enough")]="auto",
     port:Annotated[int, typer.Option(min=1, max=65535, help="port of the page on this computer")]=8866,
-    browser:Annotated[bool, typer.Option(help="open a browser")]=True,
+    browser:Annotated[bool, typer.Option(help="open a browser")]=True, mark:Annotated[bool, typer.Option(help="both marks")]=True,
 ):
     "Serve the interactive demo as a web page, until Ctrl+C."
     from liveavatar_nb.stream.avatar import shipped_weights
     if preset != "auto": shipped_weights(preset)                     # an unknown one is told here, not in the page
     from liveavatar_nb.demo.page import serve
-    return serve(preset, port, browser)
+    return serve(preset, port, browser, mark)
 
 MORE = dict(allow_extra_args=True, ignore_unknown_options=True)   # the rest goes to the called function, which knows its own options
 
@@ -331,7 +331,7 @@ def _export(
 @app.command("serve")
 def _serve(
     preset:Annotated[str, typer.Option(help="pico, nano, ...")]="nano",
-    host:Annotated[str, typer.Option(help="address to listen on")]="127.0.0.1",
+    host:Annotated[str, typer.Option(help="address to listen on")]="127.0.0.1", mark:Annotated[bool, typer.Option(help="both marks")]=True,
     port:Annotated[int, typer.Option(help="the interface is described at http://localhost:PORT/docs")]=8870,
     token:Annotated[Optional[str], typer.Option(help="what clients must know (default: a new one, printed); none: only on this computer")]=None,
     limit:Annotated[int, typer.Option(help="sessions at the same time")]=8,
@@ -344,7 +344,7 @@ def _serve(
 ):
     "Serve talking avatars over websockets, until Ctrl+C."
     from liveavatar_nb.serve.server import serve
-    return serve(preset, host, port, token, limit, workers, idle, weights, neural, llm, model)
+    return serve(preset, host, port, token, limit, workers, idle, weights, neural, llm, model, mark)
 
 # %% ../nbs/46_cli.ipynb #d61632f6
 @app.command("verify")
