@@ -105,20 +105,20 @@ def generate_tpp(
     "As `make_film`, by a pipeline of processes."
     from liveavatar_nb.stream.distributed import TPPConfig, run_tpp
     from liveavatar_nb.stream.film import Thumbnails, count_packets, save_image
-    from liveavatar_nb.stream.making import frames_of, read_inputs
+    from liveavatar_nb.stream.making import frames_of, read_inputs, seal_film, seals_for
     from liveavatar_nb.stream.segments import Job
     from liveavatar_nb.stream.tpp import Placement
-    inputs, image = read_inputs(film, say), str(film.image)
+    inputs = read_inputs(film, say); seals = seals_for(film, inputs)
     with Job(film.path, folder=".lock"):
         if film.crop: raise ValueError("--crop can't be used with --tpp: cut the picture first")
         placement = str(Placement.spread(int(tpp), film.steps or 4)) if tpp.isdigit() else tpp
-        run = run_tpp(TPPConfig(str(film.audio), image, inputs.text, str(film.outdir), film.name, film.preset, placement=placement,
-                                seed=film.seed, resume=film.resume))
+        told = dict(film=seals.film.hex(), visible=film.mark, manifest=seals.manifest)
+        run = run_tpp(TPPConfig(str(film.audio), str(film.image), inputs.text, str(film.outdir), film.name, film.preset,
+                                placement=placement, seed=film.seed, resume=film.resume, seals=told)); seal_film(film, seals, [])
         thumbs, frames, sheet = Thumbnails(), count_packets(film.path)[0], film.path.with_suffix(".png")
         for frame in frames_of(film.path, frames): thumbs.add(frame[None])
         save_image(sheet, thumbs.sheet())
-    rows = run.schedule.rows
-    took = run.schedule.makespan if rows else 0
+    rows = run.schedule.rows; took = run.schedule.makespan if rows else 0
     return dict(video=str(film.path), sheet=str(sheet), preset=film.preset, seed=film.seed, text=inputs.text, placement=placement,
                 first_block=run.first, frames=frames, seconds=round(frames / 25, 3),
                 fps=round(12 * (run.n_blocks - run.first) / took if took else 0, 2),

@@ -1,18 +1,30 @@
 """What a session sends and what the demo shows carries both marks; an interruption doesn't confuse them; they can be turned off."""
-from types import SimpleNamespace
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from liveavatar_nb.data.audio import save_wav
 from liveavatar_nb.data.portrait import load_portrait, sample_path
 from liveavatar_nb.demo.live import Live, Pace
+from liveavatar_nb.demo.page import furnish
 from liveavatar_nb.serve.ends import FakeClock
 from liveavatar_nb.serve.messages import Mp4, Pictures, unpack
 from liveavatar_nb.serve.session import Session, drive
 from liveavatar_nb.stream.avatar import LiveAvatar
 from liveavatar_nb.stream.film import read_video
 from liveavatar_nb.stream.marks import Stamp, VisibleMark, follow, paint, read_mark, shrink
+from liveavatar_nb.stream.provenance import verify
+from liveavatar_nb.stream.verify import verify_film
 
 rng = np.random.default_rng(0)
 VOICE = (.1 * rng.standard_normal(64_000)).astype(np.float32)
@@ -50,8 +62,6 @@ def test_marks_depend_on_id_and_number_alone():
 
 def test_a_session_is_marked_across_an_interruption(avatar):
     "The pictures as a client gets them, JPEG by JPEG; the clock of the mark never jumps although blocks were taken back."
-    from PIL import Image
-    import io
     session, screen, made, seen = talk(avatar, block_frames=1, lead=4.)
     assert len(made) > len(seen)                                                       # something was taken back
     pack, pictures = Pictures((64, 64)), []
@@ -104,8 +114,47 @@ def test_the_demo_is_marked_and_measures_without(avatar):
 
 def test_options():
     "Server, demo and its page hand the choice on."
-    from liveavatar_nb.demo.page import furnish
-    from pathlib import Path
-    import tempfile
     for mark in (True, False):
         with tempfile.TemporaryDirectory() as folder: assert f"mark={mark}" in furnish(Path(folder), "pico", mark)[0].read_text()
+
+
+CLI = "import sys; from liveavatar_nb.cli import main; sys.exit(main())"
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    save_wav(tmp_path / "voice.wav", VOICE[:46_080])
+    shutil.copy(sample_path("ada.png"), tmp_path / "face.png")
+    return dict(audio=str(tmp_path / "voice.wav"), image=str(tmp_path / "face.png"), outdir=str(tmp_path))
+
+
+def shell(tmp_path, *words):
+    environment = os.environ | dict(LIVEAVATAR_CONFIG=str(tmp_path / "keys"), OMP_NUM_THREADS="1")
+    return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, timeout=300, env=environment)
+
+
+def test_a_film_of_a_pipeline_is_marked_and_sealed(inputs, tmp_path):
+    words = [f"--{k}={v}" for k, v in inputs.items()]
+    done = shell(tmp_path, "-c", CLI, "generate", "--preset=pico", "--tpp=0123D", "--no-mark", *words)
+    assert done.returncode == 0, done.stderr
+    r = verify(tmp_path / "demo.mp4")
+    assert r["ok"] and r["mark"]["id"] == r["id"] and r["c2pa"]["state"] == "Valid", r
+    assert r["manifest"]["settings"]["preset"] == "pico" and r["manifest"]["marks"]["visible"] is None and r["frames"] == 72
+    film = (tmp_path / "demo.mp4").read_bytes()
+    again = shell(tmp_path, "-c", CLI, "generate", "--preset=pico", "--tpp=0123D", "--no-mark", "--resume", *words)
+    assert again.returncode == 0 and (tmp_path / "demo.mp4").read_bytes() == film, again.stderr       # it was finished
+    other = shell(tmp_path, "-c", CLI, "generate", "--preset=pico", "--tpp=0123D", "--resume", *words)
+    assert other.returncode == 2 and "begun with another provenance" in other.stderr                  # the same film with a visible mark is another
+
+
+def test_a_pipeline_that_died_goes_on_with_its_chain(inputs, tmp_path):
+    seals = dict(film="0123456789abcdef", visible=True, manifest=dict(generator="test 0"))
+    settings = inputs | dict(name="a", preset="tiny", placement="01|23D", checkpoint_every=2, seals=seals)
+    (tmp_path / "first.json").write_text(json.dumps(settings | dict(fault=[1, 4, "raise"])))
+    (tmp_path / "second.json").write_text(json.dumps(settings | dict(resume=True)))
+    first = shell(tmp_path, "-m", "liveavatar_nb.stream.distributed", "--config", tmp_path / "first.json")
+    assert first.returncode == 1 and verify_film(tmp_path / "a.mp4")["status"] == "unfinished", first.stderr
+    second = shell(tmp_path, "-m", "liveavatar_nb.stream.distributed", "--config", tmp_path / "second.json")
+    assert second.returncode == 0, second.stderr
+    r = verify_film(tmp_path / "a.mp4")
+    assert (r["status"], r["frames"], r["id"]) == ("whole", 72, seals["film"]), r

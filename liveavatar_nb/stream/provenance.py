@@ -61,11 +61,8 @@ def mark(self:Provenance, frames:np.ndarray, first:int)->np.ndarray:
 # %% ../../nbs/47e_stream.provenance.ipynb #f8da89c7
 @patch
 def seal(self:Provenance, segment)->bytes:
-    "The box to put behind a finished segment (of `VideoWriter`); in a film that goes on, the chain is taken up from the file."
-    with open(segment.path, "rb") as f:
-        if segment.start and not self.chain.number: self.chain.resume(f.read(segment.start))
-        f.seek(segment.start)
-        return self.chain.seal(f.read(segment.end - segment.start), segment.last)
+    "The box to put behind a finished segment (of `VideoWriter`)."
+    return self.chain.seal_segment(segment)
 
 @patch(cls_method=True)
 def for_run(cls:Provenance,
