@@ -78,6 +78,7 @@ def test_the_mp4_of_a_session_is_marked(avatar, tmp_path):
     pack.writer.close()
     (tmp_path / "a.mp4").write_bytes(data)
     pack.close()
+    assert unpack(pack(made[-1]))[1] == [b""]             # a block that was in the making when the client left
     assert read_mark(luma(read_video(tmp_path / "a.mp4")[0])).film == session.stamp.film
 
 
