@@ -105,20 +105,20 @@ def generate_tpp(
     "As `make_film`, by a pipeline of processes."
     from liveavatar_nb.stream.distributed import TPPConfig, run_tpp
     from liveavatar_nb.stream.film import Thumbnails, count_packets, save_image
-    from liveavatar_nb.stream.making import frames_of, read_inputs
+    from liveavatar_nb.stream.making import frames_of, read_inputs, seal_film, seals_for
     from liveavatar_nb.stream.segments import Job
     from liveavatar_nb.stream.tpp import Placement
-    inputs, image = read_inputs(film, say), str(film.image)
+    inputs = read_inputs(film, say); seals = seals_for(film, inputs)
     with Job(film.path, folder=".lock"):
         if film.crop: raise ValueError("--crop can't be used with --tpp: cut the picture first")
         placement = str(Placement.spread(int(tpp), film.steps or 4)) if tpp.isdigit() else tpp
-        run = run_tpp(TPPConfig(str(film.audio), image, inputs.text, str(film.outdir), film.name, film.preset, placement=placement,
-                                seed=film.seed, resume=film.resume))
+        told = dict(film=seals.film.hex(), visible=film.mark, manifest=seals.manifest)
+        run = run_tpp(TPPConfig(str(film.audio), str(film.image), inputs.text, str(film.outdir), film.name, film.preset,
+                                placement=placement, seed=film.seed, resume=film.resume, seals=told)); seal_film(film, seals, [])
         thumbs, frames, sheet = Thumbnails(), count_packets(film.path)[0], film.path.with_suffix(".png")
         for frame in frames_of(film.path, frames): thumbs.add(frame[None])
         save_image(sheet, thumbs.sheet())
-    rows = run.schedule.rows
-    took = run.schedule.makespan if rows else 0
+    rows = run.schedule.rows; took = run.schedule.makespan if rows else 0
     return dict(video=str(film.path), sheet=str(sheet), preset=film.preset, seed=film.seed, text=inputs.text, placement=placement,
                 first_block=run.first, frames=frames, seconds=round(frames / 25, 3),
                 fps=round(12 * (run.n_blocks - run.first) / took if took else 0, 2),
@@ -250,13 +250,13 @@ def _generate(
 def _demo(
     preset:Annotated[str, typer.Option(help="nano, pico, or auto: nano where this computer is fast enough")]="auto",
     port:Annotated[int, typer.Option(min=1, max=65535, help="port of the page on this computer")]=8866,
-    browser:Annotated[bool, typer.Option(help="open a browser")]=True,
+    browser:Annotated[bool, typer.Option(help="open a browser")]=True, mark:Annotated[bool, typer.Option(help="both marks")]=True,
 ):
     "Serve the interactive demo as a web page, until Ctrl+C."
     from liveavatar_nb.stream.avatar import shipped_weights
     if preset != "auto": shipped_weights(preset)                     # an unknown one is told here, not in the page
     from liveavatar_nb.demo.page import serve
-    return serve(preset, port, browser)
+    return serve(preset, port, browser, mark)
 
 MORE = dict(allow_extra_args=True, ignore_unknown_options=True)   # the rest goes to the called function, which knows its own options
 
@@ -331,7 +331,7 @@ def _export(
 @app.command("serve")
 def _serve(
     preset:Annotated[str, typer.Option(help="pico, nano, ...")]="nano",
-    host:Annotated[str, typer.Option(help="address to listen on")]="127.0.0.1",
+    host:Annotated[str, typer.Option(help="address to listen on")]="127.0.0.1", mark:Annotated[bool, typer.Option(help="both marks")]=True,
     port:Annotated[int, typer.Option(help="the interface is described at http://localhost:PORT/docs")]=8870,
     token:Annotated[Optional[str], typer.Option(help="what clients must know (default: a new one, printed); none: only on this computer")]=None,
     limit:Annotated[int, typer.Option(help="sessions at the same time")]=8,
@@ -344,7 +344,7 @@ def _serve(
 ):
     "Serve talking avatars over websockets, until Ctrl+C."
     from liveavatar_nb.serve.server import serve
-    return serve(preset, host, port, token, limit, workers, idle, weights, neural, llm, model)
+    return serve(preset, host, port, token, limit, workers, idle, weights, neural, llm, model, mark)
 
 # %% ../nbs/46_cli.ipynb #d61632f6
 @app.command("verify")

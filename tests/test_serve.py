@@ -90,6 +90,7 @@ def test_talk_interrupt_and_go(server):
     c = Client(server, image="robo", prompt="a person, calm, still", seed=3)
     ready = c.wait(lambda c: next((m for m in c.messages if m["type"] == "ready"), None))
     assert ready["size"] == [64, 64] and ready["seconds"] == .48
+    assert ready["film"] in [seat.session.stamp.film.hex() for seat in server.house.seats]       # what the invisible mark says
     c.send(type="utterance", mark="a")
     for i in range(0, len(VOICE), 9998): c.send(VOICE[i:i + 9998])
     c.send(type="end")
@@ -104,10 +105,11 @@ def test_talk_interrupt_and_go(server):
     assert server.empty()
 
 
-def test_film_as_mp4_plays(server, tmp_path):
+def test_film_as_mp4_plays(server, tmp_path, monkeypatch):
     import av
+    monkeypatch.setattr(server.house, "mark", False)     # serve --no-mark
     c = Client(server, format="mp4", block_frames=1)
-    c.wait(lambda c: c.messages)
+    assert c.wait(lambda c: c.messages)[0]["film"] is None and next(iter(server.house.seats)).session.stamp is None
     c.send(VOICE)                                        # a microphone
     c.wait(lambda c: len(c.blocks) >= 12)
     c.close()

@@ -39,8 +39,8 @@ HELP = """<div class="lav-title">Live Avatar <small>a portrait, a voice and a se
 
 class Demo(Controls):
     "The interactive demo: `Demo()` as the last line of a cell shows it."
-    def __init__(self, preset:str="auto", weights:str=None, side:int=320, folder:str|Path="outputs"):
-        self.preset, self.weights, self.folder = preset, weights, Path(folder)
+    def __init__(self, preset:str="auto", weights:str=None, side:int=320, folder:str|Path="outputs", mark:bool=True):
+        self.preset, self.weights, self.folder, self.mark = preset, weights, Path(folder), mark
         self.avatar = self.pace = self.live = self.feed = self.eyes = self.writer = None
         self.lock, self.ready, self.error, self.asked, self.told_slow = threading.RLock(), threading.Event(), None, 0, False
         self.player = Player(side=side, microphone=True)
@@ -99,7 +99,7 @@ def start(self:Demo):
     if self.error is not None: return self.player.send(dict(k="refused"))        # the reason stays on the page
     with self.lock:
         if self.feed is not None and self.feed.is_alive() and not self.feed.halt.is_set(): return
-        live = Live(self.avatar, self.face, self.prompt.value, self.pace, seed=self.seed.value)
+        live = Live(self.avatar, self.face, self.prompt.value, self.pace, seed=self.seed.value, mark=self.mark)
         live.endless = self.endless.value
         live.settings |= self.chosen()
         live.auto = self.steps.value is None
@@ -208,7 +208,7 @@ def watch(self:Demo, clip):
     if writer is not None:
         try: writer.write(clip.frames, clip.samples)
         except (OSError, ValueError) as e: self.player.say(f"Recording stopped: {e}", "error"); self.record(False)
-    if eyes is not None and self.watching.value: eyes.look(clip)
+    if eyes is not None and self.watching.value: eyes.look(clip.plain)
     if self.inside.selected_index is not None and time.monotonic() - self.shown_at > 1.5: self.draw()
     if live.blocks % 2: self.gauges()
     if live.lowered:

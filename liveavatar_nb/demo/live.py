@@ -21,6 +21,7 @@ from ..data.audio import check_samples
 from ..data.world import random_identity, render_portrait
 from ..serve.session import Mark
 from ..stream.avatar import LiveAvatar, release
+from ..stream.marks import Stamp
 
 # %% ../../nbs/90b_demo.live.ipynb #7eee5799
 BLOCK_S = .48   # a block of three latent frames
@@ -122,11 +123,12 @@ def take_live(self:Voices):
 # %% ../../nbs/90b_demo.live.ipynb #325e3ee7
 class Live:
     "An endless talking film. Hand `clips()` to a Feed."
-    def __init__(self, avatar:LiveAvatar, portrait:np.ndarray, prompt:str, pace:Pace, seed:int=0, block_frames:int=3):
+    def __init__(self, avatar:LiveAvatar, portrait:np.ndarray, prompt:str, pace:Pace, seed:int=0, block_frames:int=3,
+                 mark:bool=True): # both marks of chapter 47 in what is shown
         self.avatar, self.portrait, self.prompt, self.pace, self.seed = avatar, portrait, prompt, pace, seed
         self.voices, self.orders, self.auto, self.endless, self.settings = Voices(), deque(), True, True, {}
         self.steps, self.halted, self.costs, self.easy, self.hard, self.waited = pace.best(), False, deque(maxlen=12), 0, 0, False
-        self.stream, self.blocks, self.lowered, self.mark, self.threads = None, 0, False, None, 1
+        self.stream, self.blocks, self.lowered, self.mark, self.threads, self.stamp = None, 0, False, None, 1, Stamp() if mark else None
         self.lock, self.number, self.marks, self.back, self.cuts, self.seconds_made = threading.RLock(), 0, {}, None, 0, 0.
         self.blocks_of(block_frames)
     def blocks_of(self, latent_frames:int):
@@ -196,7 +198,7 @@ def obey(self:Live):
 # %% ../../nbs/90b_demo.live.ipynb #913938cd
 @patch
 def clips(self:Live):
-    "Block after block: frames, samples, ms, parts, heard, mark, meant, cut."
+    "Block after block: frames, samples, ms, parts, heard, mark, meant, cut; `plain`: the same without marks, to be measured."
     torch.set_num_threads(self.threads)
     self.stream = self.open()
     try:
@@ -207,13 +209,14 @@ def clips(self:Live):
             if not block.speech and not self.endless and self.blocks: return
             if block.speech and block.heard is None:
                 self.marks = {n: m for n, m in self.marks.items() if n > self.number - 8} | {self.number: Mark(self.stream)}
-            clip, seconds, parts = self.timed(block.samples)
+            clip, frames, seconds, parts = self.timed(block.samples)
             if self.back is not None: continue               # interrupted meanwhile: nobody wants this block
             self.costs.append(seconds); self.adapt(); self.blocks += 1; self.number += 1; self.seconds_made += self.block_s
             mark = block.mark or self.mark
             if mark == self.mark: self.mark = None          # else it waits for the next block: a block carries one mark
-            yield SimpleNamespace(frames=clip.frames, samples=clip.samples, ms=1000 * seconds, heard=block.heard, mark=mark, parts=parts,
-                                  meant=block.meant, speech=block.speech, number=clip.block, cut=cuts)
+            plain = SimpleNamespace(frames=clip.frames, samples=clip.samples, meant=block.meant)
+            yield SimpleNamespace(frames=frames, samples=clip.samples, ms=1000 * seconds, heard=block.heard, mark=mark, parts=parts,
+                                  meant=block.meant, speech=block.speech, number=clip.block, cut=cuts, plain=plain)
     finally:
         self.stream, self.marks = None, {}
         gc.collect(); release()
@@ -221,13 +224,14 @@ def clips(self:Live):
 # %% ../../nbs/90b_demo.live.ipynb #b2eaf6f2
 @patch
 def timed(self:Live, samples):
-    "(clip, seconds, milliseconds of each part) of the next block."
+    "(clip, its frames as they are shown, seconds, milliseconds of each part) of the next block."
     start, stream = time.perf_counter(), self.stream
     (rows, sound), = stream.features.push(check_samples(samples))
     heard = time.perf_counter()
     clip = stream.block(rows, sound)
+    frames = self.stamp(clip.frames, self.number * len(clip.frames)) if self.stamp else clip.frames
     end = time.perf_counter()
-    return clip, end - start, dict(features=1000 * (heard - start), **{k: stream.ms[k] for k in ("denoise", "decode")})
+    return clip, frames, end - start, dict(features=1000 * (heard - start), **{k: stream.ms[k] for k in ("denoise", "decode")})
 
 # %% ../../nbs/90b_demo.live.ipynb #396f4f1b
 @patch

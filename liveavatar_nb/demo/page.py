@@ -52,9 +52,9 @@ TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
 {%- endblock notebook_css -%}
 """
 
-def furnish(folder:Path, preset:str)->tuple:
+def furnish(folder:Path, preset:str, mark:bool=True)->tuple:
     "Write what the server needs into `folder`; returns (the notebook, its environment)."
-    code = f"from liveavatar_nb.demo.app import Demo\nDemo(preset={preset!r}, folder={str(Path('outputs').resolve())!r})"
+    code = f"from liveavatar_nb.demo.app import Demo\nDemo(preset={preset!r}, mark={mark!r}, folder={str(Path('outputs').resolve())!r})"
     cell = dict(cell_type="code", id="demo", metadata={}, execution_count=None, outputs=[], source=code)
     about = dict(kernelspec=dict(name="python3", display_name="Python 3", language="python"), title="Live Avatar")
     files = {"liveavatar.ipynb": json.dumps(dict(nbformat=4, nbformat_minor=5, metadata=about, cells=[cell])),
@@ -68,7 +68,7 @@ def furnish(folder:Path, preset:str)->tuple:
                                              IPYTHONDIR=str(folder / "ipython"), PYTHONWARNINGS="ignore::DeprecationWarning")
 
 # %% ../../nbs/90f_demo.page.ipynb #82fc81eb
-def serve(preset:str="auto", port:int=8866, browser:bool=True)->int:
+def serve(preset:str="auto", port:int=8866, browser:bool=True, mark:bool=True)->int:
     "Serve the demo as a web page on this computer until Ctrl+C; returns the exit code."
     import importlib.util, signal, subprocess, sys
     if preset != "auto": shipped_weights(get_preset(preset).name)
@@ -76,7 +76,7 @@ def serve(preset:str="auto", port:int=8866, browser:bool=True)->int:
     check_port(port)
     token = secrets.token_urlsafe(16)
     with tempfile.TemporaryDirectory() as folder:
-        path, environment = furnish(Path(folder), preset)
+        path, environment = furnish(Path(folder), preset, mark)
         page = subprocess.Popen(command_of(path, port, token), env=environment)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))     # the page must not outlive us
         threading.Thread(target=announce, args=(f"http://127.0.0.1:{port}/?token={token}", browser), daemon=True).start()

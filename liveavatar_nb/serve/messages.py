@@ -14,6 +14,7 @@ import io
 import json
 import struct
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -76,14 +77,15 @@ class Mp4:
     def __init__(self, size:tuple):
         self.folder, self.sent = tempfile.TemporaryDirectory(), 0
         self.path = Path(self.folder.name) / "film.mp4"
-        self.writer = VideoWriter(self.path, size)
+        self.writer, self.lock = VideoWriter(self.path, size), threading.Lock()    # a client may leave while a block is packed
     def __call__(self, take:Take)->bytes:
-        self.writer.write(take.frames, take.samples)
-        if not self.path.exists(): return pack(header_of(take), [b""])
-        with open(self.path, "rb") as f: f.seek(self.sent); piece = f.read()
-        self.sent += len(piece)
-        return pack(header_of(take), [piece])
-    def close(self): self.writer.close(); self.folder.cleanup()
+        with self.lock:
+            if not self.writer.closed: self.writer.write(take.frames, take.samples)
+            if not self.path.exists(): return pack(header_of(take), [b""])
+            with open(self.path, "rb") as f: f.seek(self.sent); piece = f.read(); self.sent += len(piece)
+            return pack(header_of(take), [piece])
+    def close(self):
+        with self.lock: self.writer.close(); self.folder.cleanup()
 
 FORMATS = {f.kind: f for f in (Pictures, Mp4)}
 

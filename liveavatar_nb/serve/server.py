@@ -85,7 +85,7 @@ async def hello(self:Seat):
     except ValueError as e: raise Refused("value", str(e), True) from None
     s = self.session
     self.tell(dict(type="ready", fps=25, rate=RATE, size=list(s.avatar.preset.size), block_frames=s.config.block_frames, seconds=s.seconds,
-                   preset=s.avatar.preset.name, format=self.packer.kind, rewind=s.rewind))
+                   preset=s.avatar.preset.name, format=self.packer.kind, rewind=s.rewind, film=s.stamp and s.stamp.film.hex()))
 
 # %% ../../nbs/71_serve.server.ipynb #1c96b312
 @patch
@@ -97,7 +97,7 @@ def begin(self:Seat, m:dict):
     if m.get("block_frames", 3) not in (1, 2, 3): raise Refused("block_frames", "a block has 1, 2 or 3 latent frames")
     options = {k: m[k] for k in ("seed", "block_frames") if k in m}
     session = Session(house.avatar, face, m.get("prompt", "a person, calm, still"), replace=m.get("replace", True),
-                      rewind=kind.rewind, **options)
+                      rewind=kind.rewind, mark=house.mark, **options)
     def stop(epoch, keep): house.gauges.stopped.inc(); self.tell(dict(type="stop", epoch=epoch, keep=keep))
     session.on_stop = stop
     self.packer, self.talk = kind(size), Conversation(session, house.brain(), house.voice, tell=self.told)
@@ -211,9 +211,9 @@ class House:
     "An avatar and the places around it. `token` None: a new one; '' : none."
     def __init__(self, avatar:LiveAvatar, token:str=None, limit:int=8, workers:int=None,
                  idle:float=120., stall:float=10., patience:float=5., # seconds: nothing said; nothing read; no hello
-                 voice="en", brain=Guide):
+                 voice="en", brain=Guide, mark:bool=True):           # mark: what is sent carries both marks
         self.avatar, self.token, self.limit = avatar, secrets.token_urlsafe(16) if token is None else token, limit
-        self.idle, self.stall, self.patience, self.voice, self.brain = idle, stall, patience, voice, brain
+        self.idle, self.stall, self.patience, self.voice, self.brain, self.mark = idle, stall, patience, voice, brain, mark
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         self.workers = workers or max(1, cores)
         self.pool = ThreadPoolExecutor(self.workers, "block", initializer=torch.set_num_threads, initargs=(1,))
@@ -278,7 +278,8 @@ def make_app(house:House):
 def serve(
     preset:str="nano", host:str="127.0.0.1", port:int=8870,
     token:str=None,      # None: a new one is made and printed; "none": no token, only on this computer
-    limit:int=8, workers:int=None, idle:float=120., weights:str=None, neural:bool=False, llm:str=None, model:str=None):
+    limit:int=8, workers:int=None, idle:float=120., weights:str=None, neural:bool=False, llm:str=None,
+    model:str=None, mark:bool=True):
     "Serve sessions until Ctrl+C. `llm`, `model`: an OpenAI-compatible server (its key in LIVEAVATAR_LLM_KEY) instead of the guide."
     try: import uvicorn
     except ImportError as e: raise ValueError("the server needs FastAPI and uvicorn: pip install 'liveavatar-nb[serve]'") from e
@@ -294,6 +295,6 @@ def serve(
         from liveavatar_nb.serve.brain import Endpoint
         brain = lambda: Endpoint(llm, model, os.environ.get("LIVEAVATAR_LLM_KEY"))
     avatar = LiveAvatar.from_pretrained(preset, weights=weights)
-    house = House(avatar, "" if token == "none" else token, limit, workers, idle, voice=voice, brain=brain).warm()
+    house = House(avatar, "" if token == "none" else token, limit, workers, idle, voice=voice, brain=brain, mark=mark).warm()
     print(f"ws://{host}:{port}/v1/session  token: {house.token or 'none'}  page: http://{host}:{port}/docs", flush=True)
     uvicorn.run(make_app(house), host=host, port=port, log_level="warning", ws_max_size=12 << 20, ws_ping_interval=10, ws_ping_timeout=20)

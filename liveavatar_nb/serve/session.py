@@ -22,6 +22,7 @@ from ..data.portrait import clean_prompt
 from ..data.speech import speak
 from .ends import FakeClock, Screen, Sounds
 from ..stream.avatar import AvatarStream, LiveAvatar, release
+from ..stream.marks import Stamp
 
 # %% ../../nbs/70_serve.session.ipynb #9ffb0ae7
 class Mark:
@@ -66,6 +67,7 @@ class Session:
         rewind:bool=True,        # False: blocks that are made can't be taken back (they are in a file)
         lead:float=1.,           # blocks made ahead of the viewer
         patience:float=.3,       # seconds that an open utterance may stall before the face goes on in silence
+        mark:bool=True,          # both marks of chapter 47; False: the plain pictures
         clock=time.monotonic, **settings): # seed, steps, guidance, other fields of SamplerConfig
         if block_frames is not None: settings["block_frames"] = block_frames
         self.avatar, self.replace, self.rewind, self.lead = avatar, replace, rewind, lead
@@ -76,7 +78,7 @@ class Session:
         self.sounds, self.lock = Sounds(640 * self.stream.features.frames), threading.RLock()
         self.epoch = self.number = self.made = self.underruns = 0      # made: blocks that the viewer has or will have
         self.back, self.marks, self.start, self.cost = None, {}, None, .1
-        self.closed, self.on_stop, self.speaking = False, None, False
+        self.closed, self.on_stop, self.speaking, self.stamp = False, None, False, Stamp() if mark else None
 
 # %% ../../nbs/70_serve.session.ipynb #ebf09db3
 @patch(as_prop=True)
@@ -195,6 +197,7 @@ def step(self:Session)->Take|None:
         self.marks = {n: m for n, m in self.marks.items() if n >= min(self.shown, number - 1)} | {number: Mark(stream)}
         self.number, began, clock = number + 1, time.perf_counter(), self.clock()
     clip = next(stream.push(sound.samples))
+    frames = self.stamp(clip.frames, number * len(clip.frames)) if self.stamp else clip.frames
     took = time.perf_counter() - began
     with self.lock:
         self.cost += .3 * (self.clock() - clock - self.cost)
@@ -202,7 +205,7 @@ def step(self:Session)->Take|None:
         self.made = number + 1
         self.arrive(number)
         self.speaking = sound.speech
-        return Take(clip.frames, clip.samples, number, epoch, number * self.seconds, sound.speech, sound.begins, sound.ends,
+        return Take(frames, clip.samples, number, epoch, number * self.seconds, sound.speech, sound.begins, sound.ends,
                     sound.heard, dict(all=1000 * took, **stream.ms))
 
 # %% ../../nbs/70_serve.session.ipynb #57113b20

@@ -39,7 +39,7 @@ def listening(frames:np.ndarray)->dict:
 class Watched:
     "A session on the real clock, in a thread, with a viewer; remembers everything that was made."
     def __init__(self, avatar:LiveAvatar, face, **options):
-        self.session = Session(avatar, face, **options)
+        self.session = Session(avatar, face, mark=False, **options)
         self.screen, self.made, self.stopped = Screen(self.session.seconds), {}, 0.
         self.session.on_stop = self.stop
         self.thread = threading.Thread(target=self.work, daemon=True); self.thread.start()

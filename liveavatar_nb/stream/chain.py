@@ -254,6 +254,14 @@ def _header(self:Chain, data):
     self.header, self.kinds = header, tracks(next(data[a:b] for n, a, b in init if n == b"moov"))
     return data[end:]
 
+@patch
+def seal_segment(self:Chain, segment)->bytes:
+    "The box to put behind a finished segment (of `VideoWriter`); in a film that goes on, the chain is taken up from the file."
+    with open(segment.path, "rb") as f:
+        if segment.start and not self.number: self.resume(f.read(segment.start))
+        f.seek(segment.start)
+        return self.seal(f.read(segment.end - segment.start), segment.last)
+
 # %% ../../nbs/47b_stream.chain.ipynb #632379b8
 @patch
 def resume(self:Chain,

@@ -19,6 +19,8 @@ import torch.distributed as dist
 from fastcore.basics import patch
 
 from .engine import Engine, connected
+from .chain import Chain
+from .marks import Stamp, VisibleMark
 from .settings import TPPConfig, fingerprint, run_note
 from .simulator import Row, Schedule
 from .tpp import Placement
@@ -146,8 +148,11 @@ def finished(config:TPPConfig, rank:int)->bool:
 def open_video(self:Engine):
     "Warm the decoder with the portrait; open the film, or go on with it. A segment of the film ends where a checkpoint is."
     if not self.first: self.state = self.vae.decode_chunk(self.portrait)[1]
-    segment = self.config.every or 8
-    self.writer = VideoWriter.resume(self.config.video, self.preset.size, self.first, self.sound.wave, segment_blocks=segment)
+    segment, told, hooks = self.config.every or 8, self.config.seals, {}
+    if told:
+        film, visible = bytes.fromhex(told["film"]), VisibleMark() if told["visible"] else None
+        hooks = dict(mark=Stamp(film, visible), seal=Chain(film, told["manifest"]).seal_segment)
+    self.writer = VideoWriter.resume(self.config.video, self.preset.size, self.first, self.sound.wave, segment_blocks=segment, **hooks)
     self.kept = []
     if self.first: self.watch.board.slots[self.rank]["written"] = self.first
 

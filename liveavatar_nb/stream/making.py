@@ -195,9 +195,10 @@ def write_film(film:Film, inputs:Inputs, job:Job, stream, begun:int, progress:bo
 def write_playlist(film, rows, ended=False): write_whole(film.path.with_suffix(".m3u8"), playlist(film.path, rows, ended=ended).encode())
 
 def seal_film(film, seals, rows):
-    "The C2PA manifest goes into the head of the finished film, so every place in the playlist moves by its length."
+    "The C2PA manifest goes into the head of the finished film, if it isn't there; every place in the playlist moves by its length."
+    from liveavatar_nb.stream.provenance import read_c2pa
     before = init_end(film.path)
-    seals.embed(film.path)
+    if not read_c2pa(film.path): seals.embed(film.path)
     moved = init_end(film.path) - before
     if film.hls: write_playlist(film, [[first, n, start + moved, end + moved] for first, n, start, end in rows], ended=True)
 

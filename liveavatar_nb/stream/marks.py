@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'GRID', 'PAIRS', 'HOLD', 'PERIOD', 'CHIPS', 'SYMBOLS', 'PILOTS', 'STRENGTH', 'LEAST', 'VisibleMark', 'plate',
-           'paint', 'payload', 'codeword', 'volume', 'InvisibleMark', 'shrink', 'whiten', 'Place', 'search', 'decode',
-           'Reading', 'read_mark', 'follow']
+           'paint', 'payload', 'codeword', 'volume', 'InvisibleMark', 'Stamp', 'shrink', 'whiten', 'Place', 'search',
+           'decode', 'Reading', 'read_mark', 'follow']
 
 # %% ../../nbs/47_stream.marks.ipynb #4f25d6b1
 import hashlib
+import os
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -65,6 +66,14 @@ PERIOD = 2 * PAIRS * HOLD                # frames: 96, 3.84 s
 CHIPS, SYMBOLS, PILOTS = 128, 11, 256
 STRENGTH = 2                             # grey levels
 
+def _cells_of(k): return np.arange(k) * GRID // k
+
+def _rim(k):
+    "True where a pixel lies on the rim of its cell."
+    c, r = _cells_of(k), max(k // GRID // 8, 1 if k >= 6 * GRID else 0)
+    at = np.arange(k)
+    return (c[np.maximum(at - r, 0)] != c) | (c[np.minimum(at + r, k - 1)] != c) if r else np.zeros(k, bool)
+
 # %% ../../nbs/47_stream.marks.ipynb #501c6466
 _ROWS = hadamard(CHIPS).astype(np.int8)
 _PLACES = PAIRS * GRID * GRID
@@ -91,15 +100,6 @@ def volume(film:bytes)->np.ndarray: # (24, 16, 16) of -1, 0, 1
     v[_DATA], v[_PILOT] = codeword(payload(film)).ravel(), 1
     return (v * _SIGNS).reshape(PAIRS, GRID, GRID)
 
-# %% ../../nbs/47_stream.marks.ipynb #bc5d5ac6
-def _cells_of(k): return np.arange(k) * GRID // k
-
-def _rim(k):
-    "True where a pixel lies on the rim of its cell."
-    c, r = _cells_of(k), max(k // GRID // 8, 1 if k >= 6 * GRID else 0)
-    at = np.arange(k)
-    return (c[np.maximum(at - r, 0)] != c) | (c[np.minimum(at + r, k - 1)] != c) if r else np.zeros(k, bool)
-
 # %% ../../nbs/47_stream.marks.ipynb #e7c57be9
 class InvisibleMark:
     "Adds the mark of an id to frames of one size. Some 0.05 ms a frame at 128x128."
@@ -122,6 +122,21 @@ class InvisibleMark:
             low, high, mark = self._limits(i // HOLD % (2 * PAIRS))
             np.maximum(f, low, out=o); np.minimum(o, high, out=o); np.add(o, mark, out=o)
         return out
+
+# %% ../../nbs/47_stream.marks.ipynb #5ae31b9e
+class Stamp:
+    "Both marks of one film. A frame's marks depend on `film` (8 bytes; None: random) and its number alone, so a stream may go back."
+    def __init__(self, film:bytes=None, visible:VisibleMark|None=VisibleMark(), invisible:bool=True):
+        self.film, self.visible, self.invisible, self.sizes = film or os.urandom(8), visible, invisible, {}
+    def __call__(self, frames:np.ndarray, first:int)->np.ndarray:
+        "A marked copy of frames (n, H, W, 3) uint8; `first` is the place of the first one in the film."
+        size = frames.shape[1:3]
+        if self.invisible:
+            if size not in self.sizes: self.sizes[size] = InvisibleMark(self.film, *size)
+            frames = self.sizes[size].add(frames, first)
+        elif self.visible: frames = frames.copy()
+        if self.visible: paint(frames, self.visible)
+        return frames
 
 # %% ../../nbs/47_stream.marks.ipynb #287cb1d2
 _R = 4 * GRID    # side of the shrunk frames

@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from .chain import (C2PA, Chain, ProvenanceError, config_folder, fingerprint, public_bytes, sha, signing_key,
                                         walk, witness_box, write_private)
 from .consent import canonical, check_consent, file_hash
-from .marks import PERIOD, InvisibleMark, VisibleMark, follow, paint, read_mark, shrink
+from .marks import PERIOD, Stamp, VisibleMark, follow, read_mark, shrink
 from .verify import verify_film
 
 # %% ../../nbs/47e_stream.provenance.ipynb #6db9138f
@@ -42,7 +42,7 @@ class Provenance:
     `visible` None and `invisible` False leave a mark out; the manifest says so. `inputs` are the files that went in, for C2PA."""
     def __init__(self, manifest:dict=None, visible:VisibleMark|None=VisibleMark(), invisible:bool=True, film:bytes=None, key=None,
                  fps:int=25, inputs:dict=None):
-        self.visible, self.invisible, self.inputs, self._marks = visible, invisible, inputs or {}, {}
+        self.visible, self.invisible, self.inputs, self.stamp = visible, invisible, inputs or {}, None
         marks = dict(visible=visible and vars(visible), invisible=invisible)
         self.manifest, key = (manifest or {}) | dict(marks=marks), key or signing_key()
         film = film or sha(canonical(self.manifest) + public_bytes(key))[:8]
@@ -55,22 +55,14 @@ class Provenance:
 @patch
 def mark(self:Provenance, frames:np.ndarray, first:int)->np.ndarray:
     "A marked copy of frames (n, H, W, 3) uint8; `first` is the place of the first one in the film."
-    size = frames.shape[1:3]
-    if self.invisible:
-        if size not in self._marks: self._marks[size] = InvisibleMark(self.film, *size)
-        frames = self._marks[size].add(frames, first)
-    elif self.visible: frames = frames.copy()
-    if self.visible: paint(frames, self.visible)
-    return frames
+    self.stamp = self.stamp or Stamp(self.film, self.visible, self.invisible)
+    return self.stamp(frames, first)
 
 # %% ../../nbs/47e_stream.provenance.ipynb #f8da89c7
 @patch
 def seal(self:Provenance, segment)->bytes:
-    "The box to put behind a finished segment (of `VideoWriter`); in a film that goes on, the chain is taken up from the file."
-    with open(segment.path, "rb") as f:
-        if segment.start and not self.chain.number: self.chain.resume(f.read(segment.start))
-        f.seek(segment.start)
-        return self.chain.seal(f.read(segment.end - segment.start), segment.last)
+    "The box to put behind a finished segment (of `VideoWriter`)."
+    return self.chain.seal_segment(segment)
 
 @patch(cls_method=True)
 def for_run(cls:Provenance,

@@ -60,6 +60,7 @@ class TPPConfig:
     startup_s: float = 120.         # loading, connecting, and the first job; so long a living rank may be silent
     precision: str = "auto"         # float32, bfloat16, or auto: bfloat16 on GPUs and on processors that multiply it (AMX)
     live: str = ""                  # host:port/key of a program that sends sound while the pipeline runs (chapter 43f)
+    seals: dict = field(default_factory=dict)    # chapter 47: film (id in hex), visible, manifest; empty: no seals
 
 # %% ../../nbs/43b_stream.settings.ipynb #e7822577
 @patch(as_prop=True)
@@ -213,7 +214,7 @@ FIXED = ("text", "preset", "weights", "seed", "refresh_at", "n_blocks", "precisi
 def fingerprint(config:TPPConfig)->dict:
     "What a run makes, independent of where and how fast."
     digest = lambda path: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-    files = dict(audio="live" if config.live else digest(config.audio), image=digest(config.image))
+    files = dict(audio="live" if config.live else digest(config.audio), image=digest(config.image), provenance=config.seals.get("film", ""))
     return {k: getattr(config, k) for k in FIXED} | files | dict(steps=Placement.parse(config.placement).n_steps)
 
 def run_note(config:TPPConfig)->dict:
