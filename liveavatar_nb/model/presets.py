@@ -131,8 +131,8 @@ def read_weights(name)->tuple[dict, dict]:
 # %% ../../nbs/28_model.presets.ipynb #4af0476f
 @contextmanager
 def at_most(weights:int):
-    "In here this thread builds networks of no more than so many parameters; `ValueError` at the first one too many."
-    left, mine = [weights], threading.get_ident()
+    "In here this thread builds no networks of far more than so many parameters; `ValueError` at the first that is too many."
+    left, mine = [2 * weights + 16], threading.get_ident()
     def count(module, name, value):
         left[0] -= value is not None and threading.get_ident() == mine
         if left[0] < 0: raise ValueError(f"more than the {weights} weights of the file")
