@@ -169,7 +169,7 @@ def test_the_command_line_runs_a_pipeline_and_resumes_it(config, tmp_path):
     voice = tmp_path / "voice.wav"
     save_wav(voice, .3 * np.sin(np.arange(16000 * 3) / 16))
     def command(*more):
-        words = ["generate", "--tpp", "2", "--preset", "pico", "--audio", str(voice), "--image", config.image, "--text", "calm", "--outdir", str(tmp_path), "--name", "film", *more]
+        words = ["generate", "--no-mark", "--tpp", "2", "--preset", "pico", "--audio", str(voice), "--image", config.image, "--text", "calm", "--outdir", str(tmp_path), "--name", "film", *more]
         return [sys.executable, "-c", "import sys; from liveavatar_nb.cli import main; sys.exit(main())", *words]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     child, folder = subprocess.Popen(command(), stderr=subprocess.PIPE, text=True, env=env), tmp_path / ".film.tpp"
