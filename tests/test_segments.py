@@ -132,3 +132,16 @@ def test_index_counts_blocks():
     index.add(Segment(None, 0, 0, 24, 0, 10, (), False))
     index.add(Segment(None, 1, 24, 7, 10, 20, (), True))
     assert index.blocks == 3 and index.segments == [[0, 24, 0, 10], [24, 7, 10, 20]]
+
+
+def test_a_resumed_run_that_does_nothing_leaves_the_film_unfinished(tmp_path):
+    "Killed before its first segment, then resumed and stopped at once: the index must stay, or the torn film would count as whole."
+    film = tmp_path / "film.mp4"
+    with Job(film) as first:
+        first.begin(dict(seed=0))
+        film.write_bytes(b"a few frames")
+    assert (first.folder / "index.json").exists()
+    with Job(film, resume=True) as second: assert second.begin(dict(seed=0)) == 0
+    assert (first.folder / "index.json").exists()
+    with Job(tmp_path / "other.mp4") as third: third.begin(dict(seed=0))    # but a new run that began no film leaves nothing
+    assert not third.folder.exists()

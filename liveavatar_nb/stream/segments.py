@@ -54,7 +54,7 @@ class Job:
         check_writable(self.folder)
         self.lock = open(self.folder/"lock", "w")
         claim(self.lock, self.film)
-        self.index, self.ended, self.before = None, False, self.stamp()
+        self.index, self.ended, self.before, self.mine = None, False, self.stamp(), False
         path = self.folder/"index.json"
         if resume and path.exists(): self.index = read_index(path)
         elif resume and self.film.exists(): self.ended = is_finished(self.film)
@@ -71,6 +71,7 @@ class Job:
         if self.index is None:
             self.index = Index(settings)                               # written now: a film without an index counts as finished
             write_whole(self.folder/"index.json", self.index.text().encode())
+            self.mine = True
             return 0
         for key, now in settings.items():
             then = self.index.settings.get(key)
@@ -80,7 +81,7 @@ class Job:
     def __enter__(self): return self
     def __exit__(self, *error):
         "Let go of the lock; a folder that serves nobody is removed."
-        if self.index is not None and not self.index.blocks and self.stamp() == self.before: self.forget()    # no film was begun
+        if self.mine and not self.index.blocks and self.stamp() == self.before: self.forget()    # no film was begun
         if not (self.folder/"index.json").exists(): shutil.rmtree(self.folder, ignore_errors=True)
         self.lock.close()
 
