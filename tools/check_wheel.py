@@ -54,7 +54,7 @@ def declared(key):
 def undeclared():
     "Third-party imports that settings.ini doesn't name. Imports at module level must be base requirements."
     base = declared("")
-    anywhere = base | set().union(*(declared(f"{e}_") for e in ("dev", "gpu", "tts", "wan", "demo")))
+    anywhere = base | set().union(*(declared(f"{e}_") for e in (k.removesuffix("_requirements") for k in cfg if k.endswith("_requirements"))))
     owners = metadata.packages_distributions()
     for f in sorted((root / package).rglob("*.py")):
         tree = ast.parse(f.read_text(encoding="utf-8"))

@@ -245,7 +245,7 @@ def enter(self:House, seat)->bool:
 @patch
 async def serve(self:House, socket):
     "One connection from beginning to end."
-    from starlette.websockets import WebSocketDisconnect
+    from fastapi import WebSocketDisconnect
     await socket.accept()
     seat, code, reason = Seat(self, socket), 1000, "refused"
     try: reason = await seat.run()
