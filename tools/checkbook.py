@@ -2,7 +2,7 @@
 
     python tools/checkbook.py                            # after `make book`; needs a Chromium or Chrome (make test has the same need)
     python tools/checkbook.py --json results/book.json   # and record it
-    python tools/checkbook.py --pages 8 --shots /tmp/x   # a sample only; pictures of five pages at 420 pixels
+    python tools/checkbook.py --pages 8 --shots shots    # a sample only; pictures of five pages at 420 pixels
 
 In every page: links, anchors and pictures that lead nowhere, and what is loaded from other hosts. In the pages that are opened: requests to other
 hosts, formulas that were not typeset, sideways scrolling on a phone (420 pixels wide), errors of scripts; and whether the search finds a word."""
