@@ -252,7 +252,7 @@ async def serve(self:House, socket):
     except Refused as e:
         code, reason = 1008, e.code
         self.gauges.refused.labels(e.code).inc()
-        with suppress(Exception): await socket.send_text(json.dumps(e.message))
+        with suppress(Exception): await socket.send_text(json.dumps(e.message | dict(fatal=True)))
     except (WebSocketDisconnect, RuntimeError): reason = "gone"
     self.gauges.ended.labels(reason).inc()
     with suppress(Exception): await asyncio.wait_for(socket.close(code), 5)
