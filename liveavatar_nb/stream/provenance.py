@@ -42,12 +42,12 @@ class Provenance:
     `visible` None and `invisible` False leave a mark out; the manifest says so. `inputs` are the files that went in, for C2PA."""
     def __init__(self, manifest:dict=None, visible:VisibleMark|None=VisibleMark(), invisible:bool=True, film:bytes=None, key=None,
                  fps:int=25, inputs:dict=None):
-        self.visible, self.invisible, self.inputs, self.stamp = visible, invisible, inputs or {}, None
+        self.inputs = inputs or {}
         marks = dict(visible=visible and vars(visible), invisible=invisible)
         self.manifest, key = (manifest or {}) | dict(marks=marks), key or signing_key()
         film = film or sha(canonical(self.manifest) + public_bytes(key))[:8]
         self.manifest["made"] = dt.datetime.now(dt.timezone.utc).date().isoformat()
-        self.chain = Chain(film, self.manifest, key, fps)
+        self.chain, self.stamp = Chain(film, self.manifest, key, fps), Stamp(film, visible, invisible)
     @property
     def film(self)->bytes: return self.chain.film
 
@@ -55,7 +55,6 @@ class Provenance:
 @patch
 def mark(self:Provenance, frames:np.ndarray, first:int)->np.ndarray:
     "A marked copy of frames (n, H, W, 3) uint8; `first` is the place of the first one in the film."
-    self.stamp = self.stamp or Stamp(self.film, self.visible, self.invisible)
     return self.stamp(frames, first)
 
 # %% ../../nbs/47e_stream.provenance.ipynb #f8da89c7
@@ -118,11 +117,11 @@ AI = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 def claim(self:Provenance, title:str)->dict:
     "The C2PA manifest, as c2pa-python takes it."
     name, version = self.manifest.get("generator", "liveavatar-nb 0").split()
-    actions = [dict(action="c2pa.created", digitalSourceType=AI)] + [dict(action="c2pa.watermarked.bound")] * self.invisible
+    actions = [dict(action="c2pa.created", digitalSourceType=AI)] + [dict(action="c2pa.watermarked.bound")] * self.stamp.invisible
     assertions = [dict(label="c2pa.actions.v2", data=dict(actions=actions)),
                   dict(label="org.liveavatar-nb.film", data=dict(id=self.film.hex(), **self.manifest))]
     binding = dict(alg="org.liveavatar-nb.mark.1", blocks=[dict(scope={}, value=self.film.hex())])
-    if self.invisible: assertions.append(dict(label="c2pa.soft-binding", data=binding))
+    if self.stamp.invisible: assertions.append(dict(label="c2pa.soft-binding", data=binding))
     return dict(claim_generator_info=[dict(name=name, version=version)], title=title, format="video/mp4", assertions=assertions)
 
 # %% ../../nbs/47e_stream.provenance.ipynb #a901c446

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'SHARES', 'forcing_sigmas', 'choose_kind', 'choose_blocks', 'clip_mask', 'clean_past', 'forward_forcing',
-           'forcing_loss', 'forcing_loss_at', 'train_forcing']
+           'forcing_error', 'forcing_loss', 'forcing_loss_at', 'train_forcing']
 
 # %% ../../nbs/32_train.forcing.ipynb #9376c72b
 from contextlib import nullcontext
@@ -74,23 +74,30 @@ def forward_forcing(net:DiT, x0, sigma, eps, conditions, sink:Past, kind:str, co
 
 SHARES = dict(independent=.35, diagonal=.15, clean=.5)
 
-def forcing_loss(net:DiT, batch:dict, rng:torch.Generator, shares:dict=SHARES, shift:float=1., moving:float=0., drop:tuple=(.05, .05, .05),
-                 throat:float=0., align:float=0., context_noise:float=.1, window_blocks:int=4, block_frames:int|tuple=3)->tuple[Tensor, dict]:
-    "Block-wise velocity loss of stage 1; one kind of noise and one size of block a batch (drawn, if several are given). Live Avatar, sec. 4.1; diffusion forcing, arXiv 2407.01392."
-    block_frames, window_blocks = choose_blocks(block_frames, window_blocks, rng)
+def forcing_error(net:DiT, batch:dict, conditions, rng:torch.Generator, shares:dict=SHARES, shift:float=1., context_noise:float=.1,
+                  window_blocks:int=4, block_frames:int=3)->tuple[Tensor, str]: # (B, C, F, h, w), kind of noise
+    "Squared error of the velocity of `latents` (B, C, F, h, w) behind `sink`, one kind of noise a batch; what stage 1 and its fine-tunings share."
     x0, n_blocks = batch["latents"], batch["latents"].shape[2] // block_frames
-    if n_blocks * block_frames != x0.shape[2]: raise ValueError(f"{x0.shape[2]} latent frames do not divide into blocks of {block_frames}: choose another n_blocks")
     noise = lambda: torch.randn(x0.shape, generator=rng, device=x0.device)
-    tokens, audio = drop_conditions(batch, rng, *drop)
-    conditions = net.conditions(tokens, another_throat(audio, rng, throat), AUDIO_HISTORY, block_frames=block_frames)
     conditions = net.refer(conditions, batch["sink"], x0.shape[2])
     sink = sink_past(net, batch["sink"], conditions, sink_place(n_blocks, rng, block_frames))
     kind = choose_kind(rng, shares)
     sigma, eps = forcing_sigmas(kind, len(x0), n_blocks, rng, shift, block_frames), noise()
     context = (context_noise * forcing_sigmas("independent", len(x0), n_blocks, rng, block_frames=block_frames), noise()) if kind == "clean" else None
-    with middle_tokens(net) if align else nullcontext() as seen: v = forward_forcing(net, x0, sigma, eps, conditions, sink, kind, context, window_blocks, block_frames)
-    error = (v.float() - velocity(x0, eps)).square() * cell_weight(x0, moving)
-    loss = error.mean()
+    v = forward_forcing(net, x0, sigma, eps, conditions, sink, kind, context, window_blocks, block_frames)
+    return (v.float() - velocity(x0, eps)).square(), kind
+
+def forcing_loss(net:DiT, batch:dict, rng:torch.Generator, shares:dict=SHARES, shift:float=1., moving:float=0., drop:tuple=(.05, .05, .05),
+                 throat:float=0., align:float=0., context_noise:float=.1, window_blocks:int=4, block_frames:int|tuple=3)->tuple[Tensor, dict]:
+    "Block-wise velocity loss of stage 1; one kind of noise and one size of block a batch (drawn, if several are given). Live Avatar, sec. 4.1; diffusion forcing, arXiv 2407.01392."
+    block_frames, window_blocks = choose_blocks(block_frames, window_blocks, rng)
+    frames = batch["latents"].shape[2]
+    if frames % block_frames: raise ValueError(f"{frames} latent frames do not divide into blocks of {block_frames}: choose another n_blocks")
+    tokens, audio = drop_conditions(batch, rng, *drop)
+    conditions = net.conditions(tokens, another_throat(audio, rng, throat), AUDIO_HISTORY, block_frames=block_frames)
+    with middle_tokens(net) if align else nullcontext() as seen:
+        error, kind = forcing_error(net, batch, conditions, rng, shares, shift, context_noise, window_blocks, block_frames)
+    loss = (error * cell_weight(batch["latents"], moving)).mean()
     extra = {f"loss_{kind}": loss.detach()}
     if align:
         extra["reading"] = net.reader.error(seen[-1], batch["motion"])
