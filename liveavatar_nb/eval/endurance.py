@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
+from fastcore.basics import patch
 
 from ..data.speech import sentences, speak, find_voice, visemes
 from ..data.world import MOTION_CHANNELS, SPECIES, random_identity, render_portrait, split_seed
 from .rare import RareDecoder, decoder_memory
 from .metrics import MOTION_GROUPS, SPREAD, colour_difference, flicker, load_probe, read_clip, sharpness, sync
+from .nearest import distance_numbers, nearest
 from ..model.presets import find_weights, preset as get_preset
 from ..stream.avatar import AvatarStream, LiveAvatar, release, shipped_weights
 from ..stream.sink import sink_settings, without as leave_out
@@ -53,24 +55,27 @@ class EndlessSpeech:
         return np.concatenate([self.chapter(b // LOOP)[1][b % LOOP * self.frames:][:self.frames] for b in range(first, first + blocks)])
 
 # %% ../../nbs/52_eval.endurance.ipynb #da9fcbc6
-MEASURES = ("sync", "identity", "sharpness", "motion", "colour", "flicker", "seam", "mouth", "head", "lag")
+MEASURES = ("sync", "identity", "distance", "broken", "sharpness", "motion", "colour", "flicker", "seam", "mouth", "head", "lag")
 _GROUP = {g: [MOTION_CHANNELS.index(c) for c in MOTION_GROUPS[g]] for g in ("mouth", "head")}
 
-def look(frames:np.ndarray)->dict:
-    "What one slot's frames (T, H, W, 3) leave behind."
+def look(frames:np.ndarray, who=None, every:int=42)->dict:
+    "What one slot's frames (T, H, W, 3) leave behind; with `who` (an Identity of the world), every `every`-th frame's distance to the world, too."
     seen, size = read_clip(load_probe(), frames), frames.shape[1]
     change = np.array([np.abs(b.astype(np.int16) - a).mean() for a, b in zip(frames, frames[1:])])
     border = np.arange(1, len(frames)) % 12 == 0
+    far = {} if who is None else distance_numbers(nearest(who, frames, seen.motion, every=every, first=every // 2)[0])
     return dict(seen=seen.motion.astype(np.float32), face=seen.identity.astype(np.float32), sharpness=sharpness(frames[::3]), flicker=flicker(frames),
-                cells=frames.mean(0).reshape(8, size // 8, 8, size // 8, 3).mean((1, 3)).astype(np.float32), seam=float(change[border].mean() / max(change[~border].mean(), 1e-6)))
+                cells=frames.mean(0).reshape(8, size // 8, 8, size // 8, 3).mean((1, 3)).astype(np.float32),
+                seam=float(change[border].mean() / max(change[~border].mean(), 1e-6)), **far)
 
+# %% ../../nbs/52_eval.endurance.ipynb #f0a7194f
 def marks(looks:list, mouth:np.ndarray, portrait:dict)->dict:
     "MEASURES of one or more consecutive slots; `mouth`: the truth for all of them; `portrait`: `look` at a still film of it."
     seen, face = np.concatenate([l["seen"] for l in looks]), np.mean([l["face"] for l in looks], 0)
     fit, spread = sync(seen[:, :5], mouth), {g: float(np.mean([seen[:, c].std() / SPREAD[c] for c in cs])) for g, cs in _GROUP.items()}
-    mean = lambda k: float(np.mean([l[k] for l in looks]))
-    return dict(sync=fit["correlation"], lag=fit["lag"], identity=float(face @ portrait["face"] / np.linalg.norm(face)), sharpness=mean("sharpness"),
-                motion=(spread["mouth"] + spread["head"]) / 2, **spread, colour=_delta(looks, [portrait]), flicker=mean("flicker"), seam=mean("seam"))
+    means = {k: float(np.mean([l[k] for l in looks])) for k in ("distance", "broken", "sharpness", "flicker", "seam") if k in looks[0]}
+    return dict(sync=fit["correlation"], lag=fit["lag"], identity=float(face @ portrait["face"] / np.linalg.norm(face)),
+                motion=(spread["mouth"] + spread["head"]) / 2, **spread, colour=_delta(looks, [portrait]), **means)
 
 def _delta(a:list, b:list)->float:
     "CIEDE2000 between the mean colours of two lists of looks."
@@ -79,8 +84,10 @@ def _delta(a:list, b:list)->float:
 # %% ../../nbs/52_eval.endurance.ipynb #41d5f5a5
 class Run:
     "An endless stream that measures itself: `slot()` makes the next 21 blocks."
-    def __init__(self, avatar, portrait:np.ndarray, prompt:str, config, speech:EndlessSpeech, keep:tuple=(0, 10, 100, 1000, 10000), memory:int=None):
+    def __init__(self, avatar, portrait:np.ndarray, prompt:str, config, speech:EndlessSpeech, keep:tuple=(0, 10, 100, 1000, 10000), memory:int=None,
+                 who=None): # the portrait's Identity, where the world drew it: films are measured by their distance to the world, too
         self.stream, self.speech, self.keep = AvatarStream(avatar, portrait, prompt, config), speech, keep
+        self.who = who
         self.memory = decoder_memory(avatar.vae, avatar.preset.latent) if memory is None else memory
         self.decoder = RareDecoder(avatar.vae, self.stream.decoder, self.memory)
         self.portrait, self.looks, self.frames = look(np.repeat(self.stream.avatar.portrait(portrait)[None], 24, 0)), {}, {}
@@ -99,8 +106,6 @@ class Run:
         return marks([self.looks[i] for i in slots], np.concatenate([self.mouth(i) for i in slots]), self.portrait)
 
 # %% ../../nbs/52_eval.endurance.ipynb #8d17d8e2
-from fastcore.basics import patch
-
 @patch
 @torch.inference_mode()
 def slot(self:Run, measure:bool=True):
@@ -122,7 +127,7 @@ def slot(self:Run, measure:bool=True):
                 if number * per_block <= k < (number + 1) * per_block: self.frames[k] = film[-1][int((k - number * per_block) * 25 + 1e-6)]
         rows[i, 2] = psutil.Process().memory_info().rss / 2**20
     self.costs = np.concatenate([self.costs, rows])
-    if measure: self.looks[self.at - 1] = look(np.concatenate(film)); release()
+    if measure: self.looks[self.at - 1] = look(np.concatenate(film), self.who); release()
     return self
 
 # %% ../../nbs/52_eval.endurance.ipynb #413c3884
@@ -198,6 +203,7 @@ def report(self:Run)->dict:
     return dict(blocks=self.block, seconds=round(self.block * t / SLOT, 2), fingerprint=self.fingerprint, resumed=self.resumed, decoder_memory_blocks=self.memory,
                 window_seconds=round(len(end) * t, 2), first=_rounded(first), last=_rounded(last),
                 change_percent={m: round(100 * (last[m] / first[m] - 1), 2) for m in ("sync", "identity", "sharpness", "motion")},
+                distance_moved=round(last["distance"] - first["distance"], 3) if "distance" in last else None,
                 colour_moved=round(_delta([self.looks[i] for i in begin], [self.looks[i] for i in end]), 4),
                 costs=costs(self.costs), windows=now, frames={str(k): _png(f) for k, f in self.frames.items()})
 
@@ -208,11 +214,11 @@ def settings_of(avatar, steps:int=4, policy:str="timestep", sink:str="full", wit
     return config if without is None else leave_out(config, without)
 
 def endure(avatar, seconds:float, portrait:np.ndarray, prompt:str, config, path=None, speech:EndlessSpeech=None, about:dict=None,
-           every:int=10, save_every:int=10, watch=None, progress:bool=False, keep:tuple=(0, 10, 100, 1000, 10000))->Run:
+           every:int=10, save_every:int=10, watch=None, progress:bool=False, keep:tuple=(0, 10, 100, 1000, 10000), who=None)->Run:
     "Run for at least so many seconds (whole slots); `path`: go on from this file and save to it; `watch(run)` after every measured slot."
     from tqdm.auto import tqdm
     if not 0 < seconds <= 1e9: raise ValueError(f"seconds must be more than 0, not {seconds}")
-    run = Run(avatar, portrait, prompt, config, speech or EndlessSpeech(frames_per_block=avatar.preset.frames_per_block), keep)
+    run = Run(avatar, portrait, prompt, config, speech or EndlessSpeech(frames_per_block=avatar.preset.frames_per_block), keep, who=who)
     slots = max(2, int(np.ceil(seconds / (avatar.preset.seconds_per_block * SLOT) - 1e-9)))
     if path and Path(path).exists(): run.load(path, about or {})
     picked = measured_slots(slots, every)
@@ -243,7 +249,7 @@ def bench_endurance(
     key = zlib.crc32(json.dumps(about, sort_keys=True).encode())
     path = Path(out) / f"{p.name}_{without or sink}_{key:08x}.safetensors"
     run = endure(avatar, float(seconds), render_portrait(who, p.size[0]), prompt, config, path, EndlessSpeech(voice, seed, loop, p.frames_per_block), about,
-                 watch=watch, progress=sys.stderr.isatty() if progress is None else progress)
+                 watch=watch, who=who, progress=sys.stderr.isatty() if progress is None else progress)
     return about | dict(without=without) | run.report()
 
 # %% ../../nbs/52_eval.endurance.ipynb #4ba7cb11
@@ -255,7 +261,7 @@ def ablations(seconds:float=600., **options)->dict:
 
 def table4(rows:dict)->str:
     "Rows of `ablations` as text: the last window, and in brackets how far it is from the run's first."
-    names, head = ("sync", "identity", "sharpness", "motion", "colour", "flicker"), f"{'':24s}"
+    names, head = ("sync", "identity", "distance", "broken", "motion", "colour", "flicker"), f"{'':24s}"
     lines = [head + "".join(f"{n:>17s}" for n in names) + f"{'moved':>8s}"]
     for name, r in rows.items():
         cells = "".join(f"{r['last'][n]:9.3f} ({r['last'][n] - r['first'][n]:+.3f})"[:17].rjust(17) for n in names)
@@ -263,12 +269,13 @@ def table4(rows:dict)->str:
     return "\n".join(lines)
 
 # %% ../../nbs/52_eval.endurance.ipynb #2713026d
-PANELS = ("sync", "identity", "sharpness", "motion", "colour", "flicker")
+PANELS = ("sync", "identity", "distance", "sharpness", "motion", "colour", "flicker", "seam")
 
 def draw_curves(windows:list, axs, label:str=None, **style):
-    "One line in each of six axes: the windows' measures over time (seconds; from 100 s on logarithmic)."
+    "One line in each of eight axes: the windows' measures over time (seconds; from 100 s on logarithmic)."
     t = [w["start_s"] + 5 for w in windows]
     for ax, name in zip(np.ravel(axs), PANELS):
+        if name not in windows[0]: continue
         ax.plot(t, [w[name] for w in windows], ".-", ms=3, lw=.8, label=label, **style)
         ax.set_xscale("symlog", linthresh=100, linscale=.6) if t and t[-1] > 400 else None
         top = max([max(line.get_ydata(), default=0) for line in ax.lines])      # of all lines so far: none is cut off
@@ -280,7 +287,7 @@ class LivePlot:
     def __call__(self, run):
         import matplotlib.pyplot as plt
         from IPython.display import display
-        fig, axs = plt.subplots(2, 3, figsize=(8, 3), dpi=75, sharex=True, layout="constrained")
+        fig, axs = plt.subplots(2, 4, figsize=(8, 3), dpi=75, sharex=True, layout="constrained")
         step = run.stream.avatar.preset.seconds_per_block * SLOT
         draw_curves([dict(start_s=i * step, **run.marks([i])) for i in sorted(run.looks)], axs)
         fig.suptitle(f"{run.block} blocks, {run.at * step:.0f} s, {1e3 * np.median(run.costs[-200:, 0]):.0f} ms a block, {run.costs[-1, 2]:.0f} MB", fontsize=9); plt.close(fig)

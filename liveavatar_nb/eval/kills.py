@@ -33,7 +33,7 @@ def moments(rng, ready:float, seconds:float, kills:int)->np.ndarray:
 # %% ../../nbs/54_eval.kills.ipynb #49787eea
 @dataclass
 class Task:
-    "A film that is made again and again: its frames and sound undisturbed, and the seconds to its first segment (`ready`) and to its end (`took`)."
+    "A film that is made again and again: its frames and sound undisturbed, and the seconds to its first segment (`ready`) and to its end."
     folder:Path
     preset:str = "pico"
     segment_seconds:float = .96
