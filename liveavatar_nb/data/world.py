@@ -7,7 +7,7 @@ __all__ = ['SPECIES', 'MOODS', 'MANNERS', 'ATTRIBUTES', 'N_ATTRIBUTES', 'WORLDS'
            'Identity', 'World', 'world_of', 'random_identity', 'split_seed', 'mood_pose', 'rest_motion', 'chance',
            'sway', 'blinks', 'glances', 'idle_motion', 'background', 'nearer', 'render', 'render_portrait']
 
-# %% ../../nbs/10_data.world.ipynb #3099eb33
+# %% ../../nbs/10_data.world.ipynb #03307367
 import math
 from dataclasses import dataclass
 
@@ -81,7 +81,6 @@ def random_identity(seed: int,                  # any whole number; the same see
     for name, value in world.fixed: attributes[ATTRIBUTES.index(name)] = value
     return Identity(drawn if species is None else species, attributes, world.zoom)
 
-# %% ../../nbs/10_data.world.ipynb #b26b4a43
 def split_seed(split: str, i: int) -> int:
     "Identity seed number `i` of a split: train seeds are even, held-out seeds are odd, so they never meet."
     if split not in ("train", "heldout"):
@@ -129,7 +128,6 @@ def chance(seed: int, stream: int, k) -> np.ndarray:
             x = x ^ (x >> np.uint64(31))
     return (x >> np.uint64(11)).astype(np.float64) / 2**53
 
-# %% ../../nbs/10_data.world.ipynb #cb5f4a09
 def sway(t, seed: int, stream: int, slow: float = .08, fast: float = .6, waves: int = 6) -> np.ndarray:
     "A smooth random curve at times `t` (seconds): a few sinusoids between `slow` and `fast` Hz, about unit variance."
     k = np.arange(waves)
@@ -151,7 +149,6 @@ def blinks(t,                   # times in seconds
         shut = np.maximum(shut, np.minimum(1, 1.2 * (1 - x * x * (3 - 2 * x))))
     return shut
 
-# %% ../../nbs/10_data.world.ipynb #954ce7a6
 def glances(t,                    # times in seconds
             seed: int, stream: int
            ) -> np.ndarray:       # where the eyes look, -1 to 1
@@ -170,16 +167,14 @@ def idle_motion(n_frames: int,          # how many frames
                 manner: str = "still",  # "still" or "lively" (twice the movement)
                 fps: float = 25,        # frames a second
                 start: int = 0,         # first frame: `idle_motion(n, start=s)` equals `idle_motion(s + n)[s:]`
-               world="calm"            # a `World` or its name: how much heads move, how long a blink takes
+                world="calm"           # a `World` or its name: how much heads move, how long a blink takes
                ) -> np.ndarray:         # (n_frames, 15) float32
     "Movement of a living, silent face: head sway, blinks, glances, breath and a mood. The mouth is at rest."
     if manner not in MANNERS: raise ValueError(f"unknown manner {manner!r}: use one of {', '.join(MANNERS)}")
     t, world = (start + np.arange(n_frames)) / fps, world_of(world)
     size = 2. if manner == "lively" else 1.
     motion = {name: np.zeros(n_frames) for name in MOTION_CHANNELS}
-    motion["yaw"] += .075 * size * sway(t, seed, 10)
-    motion["pitch"] += .045 * size * sway(t, seed, 20)
-    motion["roll"] += .04 * size * sway(t, seed, 30)
+    for name, far, k in (("yaw", .075, 10), ("pitch", .045, 20), ("roll", .04, 30)): motion[name] += far * size * sway(t, seed, k)
     motion["gaze_x"] += .3 * size * glances(t, seed, 40) - .8 * world.head * motion["yaw"]
     motion["gaze_y"] += .2 * size * glances(t, seed, 50)
     motion["brow_raise"] += .06 * size * np.maximum(sway(t, seed, 60), 0)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .cache import LayerKV, LayerRoom
@@ -27,7 +28,6 @@ def attention_naive(q:Tensor, k:Tensor, v:Tensor, mask:Tensor|None=None)->Tensor
     if mask is not None: scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     return torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1), v.float()).to(q.dtype)
 
-# %% ../../nbs/25_model.attention.ipynb #c3d3d6c1
 def attention_sdpa(q:Tensor, k:Tensor, v:Tensor, mask:Tensor|None=None)->Tensor:
     "PyTorch's fused attention: picks flash, memory-efficient or cuDNN kernels by itself."
     q, k, v = (a.transpose(1, 2) for a in (q, k, v))
@@ -53,7 +53,6 @@ def attention_flex(q:Tensor, k:Tensor, v:Tensor, mask=None)->Tensor:
     q, k, v = (a.transpose(1, 2) for a in (q, k, v))
     return _flex(q.device.type)(q, k, v, block_mask=mask).transpose(1, 2)
 
-# %% ../../nbs/25_model.attention.ipynb #f25bb30c
 def _half(q:Tensor): return q.dtype if q.dtype in (torch.float16, torch.bfloat16) else torch.bfloat16
 
 def _package(name:str, module:str):
@@ -167,17 +166,22 @@ class CrossAttention(Projections):
         if isinstance(kv, Folded): return self.look(x, kv)
         if bias is not None and not takes_masks(backend): backend = "sdpa"
         return self.o(attention(self.query(x), *kv, bias, backend).flatten(2))
-    def fold(self, kv:LayerKV)->Folded:
-        "The gain of the queries' norm and 1/√D go into the keys, `o` goes into the values: once, for all steps and queries."
-        h, dim = self.heads, self.dim
-        gain = getattr(self.norm_q, "weight", kv.k.new_ones(dim)).view(h, -1) * (dim // h) ** -.5
-        k = torch.einsum("...nhd,hg->...hdgn", kv.k * gain, torch.eye(h, dtype=kv.k.dtype, device=kv.k.device))
-        v = torch.einsum("...nhd,ohd->...hno", kv.v, self.o.weight.view(dim, h, -1))
-        return Folded(k.flatten(-4, -3).flatten(-2), v.flatten(-3, -2))
-    def look(self, x:Tensor, kv:Folded)->Tensor:
-        "The same answer as with `LayerKV`, in two small matrix products."
-        q = self.q(x)
-        scores = torch.bmm(q, kv.k).float()
-        if isinstance(self.norm_q, RMSNorm): scores = scores * self.norm_q.factor(q)
-        weights = scores.unflatten(-1, (self.heads, -1)).softmax(-1).flatten(-2)
-        return torch.baddbmm(self.o.bias, weights.to(x.dtype), kv.v)
+
+# %% ../../nbs/25_model.attention.ipynb #048408ad
+@patch
+def fold(self:CrossAttention, kv:LayerKV)->Folded:
+    "The gain of the queries' norm and 1/√D go into the keys, `o` goes into the values: once, for all steps and queries."
+    h, dim = self.heads, self.dim
+    gain = getattr(self.norm_q, "weight", kv.k.new_ones(dim)).view(h, -1) * (dim // h) ** -.5
+    k = torch.einsum("...nhd,hg->...hdgn", kv.k * gain, torch.eye(h, dtype=kv.k.dtype, device=kv.k.device))
+    v = torch.einsum("...nhd,ohd->...hno", kv.v, self.o.weight.view(dim, h, -1))
+    return Folded(k.flatten(-4, -3).flatten(-2), v.flatten(-3, -2))
+
+@patch
+def look(self:CrossAttention, x:Tensor, kv:Folded)->Tensor:
+    "The same answer as with `LayerKV`, in two small matrix products."
+    q = self.q(x)
+    scores = torch.bmm(q, kv.k).float()
+    if isinstance(self.norm_q, RMSNorm): scores = scores * self.norm_q.factor(q)
+    weights = scores.unflatten(-1, (self.heads, -1)).softmax(-1).flatten(-2)
+    return torch.baddbmm(self.o.bias, weights.to(x.dtype), kv.v)

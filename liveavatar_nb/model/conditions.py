@@ -35,8 +35,7 @@ class AudioInjector(nn.Module):
         super().__init__()
         self.injector = nn.ModuleList(CrossAttention(dim, heads, eps) for _ in range(count))
         self.injector_adain_layers = nn.ModuleList(AdaLayerNorm(dim) for _ in range(count))
-    def project(self, a:int,
-        glob:Tensor,    # (B, A, F, 1, dim) global tokens of A actors
+    def project(self, a:int, glob:Tensor, # injector; (B, A, F, 1, dim) global tokens of A actors
         local:Tensor,   # (B, A, F, n, dim) local tokens
         fold:bool=False, # multiply the layer's weights in (for streams: more work once, less in each step)
     )->tuple[LayerKV, tuple]: # keys and values (B, A, F, n, H, D); shift and scale (B, A, F, 1, dim)

@@ -157,8 +157,7 @@ def prefill(self:DiT,
     sink:Tensor,                # (B, C, S, h, w) clean latents, usually one frame
     conditions:Conditions,      # only the text is used
     motion:Tensor|None=None,    # (B, C, T, h, w) past latents for FramePack, or None
-    hidden:bool=False,          # also return the hidden states after the last block
-    backend:str="auto",         # attention back end
+    hidden:bool=False, backend:str="auto", # also return the hidden states after the last block; attention back end
 )->tuple: # [LayerKV per layer], offsets (n, 3) from the sink's anchor [, hidden (B, n, D)]
     "Keys and values of the sink: time 0, all sink tokens see each other, no sound. With gradient, if gradients are on."
     if motion is not None and not self.config.framepack: raise ValueError("this network has no FramePack: leave motion out")
@@ -198,6 +197,22 @@ def _check(self:DiT, x:Tensor, c:Conditions, past:Past|None):
     for name, t in batches.items():
         if t is not None and len(t) != len(x): raise ValueError(f"{name} for a batch of {len(t)}, latents for {len(x)}: make them equal, e.g. with join or repeat")
 
+# %% ../../nbs/27_model.dit.ipynb #4fd1838c
+@patch
+def _places(self:DiT, past:Past|None, frames:Tensor|None, f:int, *grid):
+    "Angles of [past | x], or of x alone where the past is rotated already."
+    if past is not None and past.angles is not None: return past.angles
+    device = self.head.modulation.device
+    own = grid_positions(torch.arange(f, device=device) if frames is None else frames.to(device), *grid)
+    if past is None: return self.angles(own)
+    return self.angles(torch.cat([past.positions.to(own), own]) if past.origin is None else shift_frames(own, past.origin))
+
+@patch
+def _hear(self:DiT, i:int, y:Tensor, f:int, c:Conditions, backend:str)->Tensor:
+    "The tokens after block i with what each of the f latent frames hears."
+    a, y4 = self.config.inject_layers.index(i), y.unflatten(1, (f, -1))
+    return (y4 + self.audio_injector(a, y4, c.audio[a], c.adain[a], c.actor_mask, backend)).flatten(1, 2)
+
 # %% ../../nbs/27_model.dit.ipynb #9a95fd37
 @patch
 def forward(self:DiT,
@@ -206,8 +221,7 @@ def forward(self:DiT,
     conditions:Conditions,      # from `conditions`, for these F latent frames
     past:Past|None=None,        # what may be looked back at, with positions relative to `frames`; or a stream's room
     frames:Tensor|None=None,    # (F,) positions of the latent frames, default 0 … F-1
-    mask=None,                  # over the columns [past | x]; None = everything
-    backend:str="auto",         # attention back end, in all three kinds of attention
+    mask=None, backend:str="auto", # over the columns [past | x], None = everything; attention back end, in all three kinds of attention
 )->tuple: # velocity (B, C, F, h, w), [LayerKV per layer] of the tokens of x; or the room, in which they now are
     "One look at the latents: the velocity noise - data, and keys and values that the caller may keep. Writes nothing but the room it is given."
     self._check(x, conditions, past)
@@ -221,18 +235,6 @@ def forward(self:DiT,
     for i, block in enumerate(self.blocks):
         y, kv = block(y, level.blocks[i], c.text[i], angles, None if past is None else past.kv[i], mask, backend, c.text_bias)
         if past is None or not past.room: kvs.append(kv)
-        if c.audio is not None and i in self.config.inject_layers:
-            a = self.config.inject_layers.index(i)
-            y4 = y.unflatten(1, (f, -1))
-            y = (y4 + self.audio_injector(a, y4, c.audio[a], c.adain[a], c.actor_mask, backend)).flatten(1, 2)
+        if c.audio is not None and i in self.config.inject_layers: y = self._hear(i, y, f, c, backend)
     v = self.unpatchify(self.head(y, level.head), f, *grid).to(x.dtype)
     return v, past if past is not None and past.room else kvs
-
-@patch
-def _places(self:DiT, past:Past|None, frames:Tensor|None, f:int, *grid):
-    "Angles of [past | x], or of x alone where the past is rotated already."
-    if past is not None and past.angles is not None: return past.angles
-    device = self.head.modulation.device
-    own = grid_positions(torch.arange(f, device=device) if frames is None else frames.to(device), *grid)
-    if past is None: return self.angles(own)
-    return self.angles(torch.cat([past.positions.to(own), own]) if past.origin is None else shift_frames(own, past.origin))

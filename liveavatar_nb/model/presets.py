@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OFFICIAL_DIT', 'SMALL_DIT', 'PRESETS', 'WEIGHTS', 'KINDS', 'PresetError', 'Preset', 'preset', 'build', 'eight_bits',
-           'save_weights', 'find_weights', 'WeightsFile', 'read_weights', 'at_most', 'load_weights', 'put_tensor',
+           'save_weights', 'find_weights', 'read_weights', 'WeightsFile', 'at_most', 'put_tensor', 'load_weights',
            'device_of', 'number_type', 'card_of']
 
 # %% ../../nbs/28_model.presets.ipynb #82f971d8
@@ -94,7 +94,7 @@ def save_weights(path, network:nn.Module, kind:str, card:dict=None, config=None,
     os.replace(temporary, path)
     if card is not None: path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
 
-# %% ../../nbs/28_model.presets.ipynb #e046246b
+# %% ../../nbs/28_model.presets.ipynb #ba05f6c8
 def find_weights(name)->Path:
     "A weights file by path, or by the name of one that is shipped with the package."
     for path in (Path(name), WEIGHTS / f"{name}.safetensors"):
@@ -102,6 +102,12 @@ def find_weights(name)->Path:
     shipped = ", ".join(sorted(p.stem for p in WEIGHTS.glob("*.safetensors"))) or "none"
     raise PresetError(f"no weights {str(name)!r}: give a file or one of the shipped ones ({shipped})")
 
+def read_weights(name)->tuple[dict, dict]:
+    "(tensors, header) of a weights file; a damaged file gives one clear line."
+    f = WeightsFile(name)
+    return {k: f.tensor(k) for k in f.names}, f.header
+
+# %% ../../nbs/28_model.presets.ipynb #e046246b
 class WeightsFile:
     "An open weights file: tensors are read one by one, so that never more than one is held twice."
     def __init__(self, name):
@@ -122,11 +128,6 @@ class WeightsFile:
             return t * self.file.get_tensor(f"{name}.scale").reshape(len(t), *(1,) * (t.ndim - 1)) if name in self.scaled else t
         except Exception as e:
             raise PresetError(f"{self.path.name}: {name} can't be read ({str(e).splitlines()[0]}): fetch the file again") from e
-
-def read_weights(name)->tuple[dict, dict]:
-    "(tensors, header) of a weights file; a damaged file gives one clear line."
-    f = WeightsFile(name)
-    return {k: f.tensor(k) for k in f.names}, f.header
 
 # %% ../../nbs/28_model.presets.ipynb #4af0476f
 @contextmanager
@@ -154,6 +155,17 @@ def _from_config(f)->nn.Module:
         why = str(e).splitlines()[0][:120] if str(e) else type(e).__name__
         raise PresetError(f"{f.path.name} describes no network that can be built ({why}): fetch it again") from e
 
+# %% ../../nbs/28_model.presets.ipynb #cc2068e2
+@torch.no_grad()
+def put_tensor(network:nn.Module, name:str, value:Tensor, device, dtype:torch.dtype):
+    "Give one parameter or buffer its value; one on the meta device is made, another one is written to and stays what it is."
+    path, _, leaf = name.rpartition(".")
+    owner = network.get_submodule(path); old = getattr(owner, leaf)
+    if not old.is_meta: old.copy_(value); return
+    new = value.to(device, dtype if value.is_floating_point() else None)
+    setattr(owner, leaf, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+
+# %% ../../nbs/28_model.presets.ipynb #d6eb7831
 def load_weights(
     name,                       # file, or a name that is shipped
     network:nn.Module=None,     # load into this one; None = a new one, built from the config in the file's header
@@ -171,15 +183,6 @@ def load_weights(
         if names: raise PresetError(f"{f.path.name} belongs to another network: it {what} {min(names)} ({len(names)} such): check the preset")
     for k in f.names: put_tensor(network, k, f.tensor(k), device, dtype(k) if callable(dtype) else dtype)
     return network.eval()
-
-@torch.no_grad()
-def put_tensor(network:nn.Module, name:str, value:Tensor, device, dtype:torch.dtype):
-    "Give one parameter or buffer its value; one on the meta device is made, another one is written to and stays what it is."
-    path, _, leaf = name.rpartition(".")
-    owner = network.get_submodule(path); old = getattr(owner, leaf)
-    if not old.is_meta: old.copy_(value); return
-    new = value.to(device, dtype if value.is_floating_point() else None)
-    setattr(owner, leaf, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
 
 # %% ../../nbs/28_model.presets.ipynb #e4dbc1ef
 def device_of(name="auto")->torch.device:
