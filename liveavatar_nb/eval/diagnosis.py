@@ -15,7 +15,8 @@ from ..data.audio import audio_features
 from ..data.clips import make_clip
 from ..data.speech import random_speech, visemes
 from ..data.world import MOODS, MOTION_CHANNELS, random_identity, render, rest_motion, split_seed
-from .genbench import _answer, _takers, exam_seeds
+from .candidates import _answer
+from .genbench import _takers, exam_seeds
 from .metrics import correlation, load_probe, read_clip
 from ..model.conditions import AudioEncoder, cut_blocks
 from ..model.dit import DiTConfig

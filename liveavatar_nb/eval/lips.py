@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..data.clips import make_clip
-from .genbench import generate_clip, through_vae
+from .candidates import generate_clip, through_vae
 from .metrics import load_probe, read_clip, sync
 from ..stream.avatar import LiveAvatar, shipped_weights
 

@@ -85,7 +85,6 @@ def flicker(frames:np.ndarray)->float:
     corners = np.concatenate([frames[:, :s, :s], frames[:, :s, -s:]], 2).astype(np.float32)
     return float(np.abs(np.diff(corners, axis=0)).mean())
 
-# %% ../../nbs/50_eval.metrics.ipynb #8e510814
 MOTION_GROUPS = {"mouth": ("mouth_open", "mouth_wide", "mouth_round"), "head": ("yaw", "pitch", "roll"), "expression": ("smile", "eye_open", "brow_raise", "brow_tilt")}
 
 def variance_ratio(seen:list, meant:list)->dict:

@@ -80,18 +80,6 @@ class Session:
         self.back, self.marks, self.start, self.cost = None, {}, None, .1
         self.closed, self.on_stop, self.speaking, self.stamp = False, None, False, Stamp() if mark else None
 
-# %% ../../nbs/70_serve.session.ipynb #ebf09db3
-@patch(as_prop=True)
-def shown(self:Session)->int:
-    "Number of the block on the viewer's screen; -1 before the first."
-    return -1 if self.start is None else min(self.made - 1, math.floor((self.clock() - self.start) / self.seconds + 1e-6))
-
-@patch(as_prop=True)
-def margin(self:Session)->float: return 1.5 * self.cost + .02       # begin a block so long before it is needed
-
-@patch(as_prop=True)
-def idle(self:Session)->float: return self.clock() - self.touched   # seconds since the client last did something
-
 # %% ../../nbs/70_serve.session.ipynb #77b53ace
 @patch
 def interrupt(self:Session,
@@ -135,7 +123,6 @@ def feed(self:Session, samples): self.touched = self.clock(); self.sounds.feed(s
 @patch
 def end(self:Session): self.touched = self.clock(); self.sounds.end()
 
-# %% ../../nbs/70_serve.session.ipynb #b1e99bc9
 @patch
 def hear(self:Session, samples, at:float=None):
     "A piece from a microphone, any length; the mouth follows it. `at`: the client's time of its first sample, in ms."
@@ -169,6 +156,17 @@ def show(self:Session, image):
     self.place, self.touched = place, self.clock()
 
 # %% ../../nbs/70_serve.session.ipynb #462add79
+@patch(as_prop=True)
+def shown(self:Session)->int:
+    "Number of the block on the viewer's screen; -1 before the first."
+    return -1 if self.start is None else min(self.made - 1, math.floor((self.clock() - self.start) / self.seconds + 1e-6))
+
+@patch(as_prop=True)
+def margin(self:Session)->float: return 1.5 * self.cost + .02       # begin a block so long before it is needed
+
+@patch(as_prop=True)
+def idle(self:Session)->float: return self.clock() - self.touched   # seconds since the client last did something
+
 @patch
 def due(self:Session)->float:
     "Seconds until the next block should be begun."
@@ -256,6 +254,7 @@ def drive(session:Session, seconds:float, events=(), clock:FakeClock=None)->tupl
     "Run a session on its fake clock; `events`: [(time, function)] in order. Returns (screen, takes that were made)."
     clock, screen, made, events = clock or session.clock, Screen(session.seconds), [], deque(events)
     session.on_stop = lambda epoch, keep: screen.stop(epoch, keep, clock())
+    if session.epoch: screen.stop(session.epoch, -1, clock())     # interruptions before the viewer came
     until = clock() + seconds
     while clock() < until:
         while events and clock() >= events[0][0]: events.popleft()[1]()

@@ -132,7 +132,7 @@ def samples_of(
 SEAL = bytes.fromhex("9f1d3c5a7be24c0d8a61" "4c6976654e42") # the type of our uuid boxes; ends in "LiveNB"
 C2PA = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")     # the type of a C2PA manifest's box
 FINAL = 1
-_HEAD = struct.Struct(">BB8s32sIIIHHHI32s32s32s")            # fixed part of a seal, 161 bytes
+_HEAD = struct.Struct(">BB8s32sIIIHHHI32s32s32s")            # fixed part of a seal, 160 bytes
 sha = lambda data: hashlib.sha256(data).digest()
 @dataclass
 class Seal:

@@ -241,7 +241,6 @@ class Reading:
     place:Place
     frames:int            # that were looked at
 
-# %% ../../nbs/47_stream.marks.ipynb #4073eebd
 _COARSE = [(a, b) for a in (1., .95, .9) for b in (1., .95, .9)]
 
 def _nearby(z, p:Place)->Place:
@@ -249,6 +248,7 @@ def _nearby(z, p:Place)->Place:
     step = (-.02, 0, .02)
     return search({p.phase: z}, [(p.sy + a, p.sx + b) for a in step for b in step if max(p.sy + a, p.sx + b) <= 1])[0]
 
+# %% ../../nbs/47_stream.marks.ipynb #4073eebd
 def read_mark(
     y:np.ndarray, # (n, 64, 64): frames from `shrink`, at least 48
 )->Reading:

@@ -38,6 +38,7 @@ def same_bits(run:TPPResult, judge:dict)->bool:
     return (torch.equal(kept["latents"], judge["latents"][:, :, 3 * run.first:])
             and torch.equal(kept["frames"], judge["frames"][12 * run.first:]))
 
+# %% ../../nbs/43g_stream.tppbench.ipynb #460cba28
 EVERY = ("0123D", "0123|D", "01|23D", "012|3D", "01|23|D", "0|12|3D", "0|1|2|3D", "01|2|3|D", "0|1|2|3|D")
 
 def bench_equality(config:TPPConfig, n_blocks:int=52, choices=EVERY)->dict:
@@ -134,6 +135,7 @@ def say_emulated(r:dict, say=print):
         say(f"  {r['cores']} cores can't hold this: a block costs {r['processor_s_per_block']:.2f} s of processor, "
             f"so at most {r['share_possible']:.0%} is possible")
 
+# %% ../../nbs/43g_stream.tppbench.ipynb #19bdd134
 def emulation_holds(rows:list)->dict:
     "What is asked of rows of `emulated`, yes or no; the last one with the start-up counted in."
     return dict(throughput_95_percent=all(r["share_of_ideal"] >= .95 for r in rows), speed_up_3_8=all(r["speed_up"] >= 3.8 for r in rows),
@@ -167,6 +169,7 @@ def _tell_paper(rows:list, say):
             f"TTFF {r['ttff_s']:.2f} simulated {r['ttff_simulated']:.2f} s ({r['ttff_error']:+.1%})")
     for a in ASSUMPTIONS: say(f"  assumed: {a}")
 
+# %% ../../nbs/43g_stream.tppbench.ipynb #55235a27
 def _tell_equality(e:dict, say):
     "One row of `bench_equality` in words."
     equal = ", ".join(r["placement"] for r in e["placements"] if r["equal"])
@@ -196,6 +199,7 @@ def bench_tpp(preset:str="pico", quick:bool=False, weights:str="", stage_ms=0., 
         return dict(emulated=rows, holds=emulation_holds(rows))
     finally: shutil.rmtree(folder, ignore_errors=True)
 
+# %% ../../nbs/43g_stream.tppbench.ipynb #c44b4de8
 def _whole(tiny:TPPConfig, real:TPPConfig, quick:bool, say)->dict:
     "Everything, one after the other."
     from liveavatar_nb.stream.planner import plan
