@@ -106,6 +106,30 @@ def test_page_of_its_own(own, tmp_path):
     halt(page)
 
 
+CONTRAST = """(names) => {
+  const parts = (colour) => colour.match(/[0-9.]+/g).map(Number);
+  const light = (c) => { const [r, g, b] = c.map((v) => v / 255 <= .04045 ? v / 255 / 12.92 : ((v / 255 + .055) / 1.055) ** 2.4); return .2126 * r + .7152 * g + .0722 * b; };
+  const behind = (e) => { for (; e; e = e.parentElement) { const c = parts(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > .9) return light(c.slice(0, 3)); } return 1; };
+  return names.map((name) => {
+    const e = [...document.querySelectorAll('.lav-demo ' + name)].find((x) => x.getClientRects().length);
+    const ink = light(parts(getComputedStyle(e).color).slice(0, 3)), paper = behind(e);
+    return { name, paper, ratio: (Math.max(ink, paper) + .05) / (Math.min(ink, paper) + .05) };
+  });
+}"""
+
+
+def test_it_can_be_read_by_day_and_by_night(own):
+    "Contrast of letters to what is behind them (WCAG: at least 4.5), with the visitor's system set to light and to dark."
+    page, _ = own
+    names = [".lav-title", ".lav-hint", ".lav-h", "textarea", "select", "input[type=text]", ".widget-label", ".lav-note", ".lav-value", ".lav-say", ".lav-pause", ".lav-pick .lav-button"]
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        for found in page.evaluate(CONTRAST, names):
+            assert found["ratio"] >= 4.5, (scheme, found)
+            assert found["paper"] < .3 if scheme == "dark" else found["paper"] > .7 or found["name"] == ".lav-say", (scheme, found)
+    page.emulate_media(color_scheme="light")
+
+
 def test_two_at_once_and_a_closed_tab(lab, own):
     "Neither disturbs the other; the stream of the tab that is closed ends, and its kernel rests (measured against the other's work, since this machine may be busy)."
     (first, address), (second, _) = lab, own
