@@ -4,6 +4,7 @@ import base64
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,12 @@ here = Path(__file__).resolve().parent
 root = here.parent
 PAGE = ("index.html", "about.html", "style.css", "page.js", "worker.js", "stream.js", "capture.js")
 SHARED = root / "liveavatar_nb" / "demo" / "js" / "crop.js"     # the demo chooses a picture's square in the same way
+OFFLINE = "ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH"
 FACES = ("ada", "robo", "tama", "ember")
+
+
+class Offline(SystemExit):
+    "npm's registry can't be reached."
 
 
 def runtime(folder):
@@ -24,7 +30,10 @@ def runtime(folder):
     with tempfile.TemporaryDirectory() as scratch:
         for name in ("package.json", "package-lock.json"):
             shutil.copy(here / name, scratch)
-        subprocess.run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"], cwd=scratch, check=True)
+        done = subprocess.run(["npm", "ci", "--prefer-offline", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"], cwd=scratch, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            kind = Offline if re.search(OFFLINE, done.stderr) else SystemExit
+            raise kind(f"make play: npm could not fetch onnxruntime-web ({' '.join(done.stderr.split())[:300]})")
         source = Path(scratch) / "node_modules" / "onnxruntime-web"
         folder.mkdir()
         for name in ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs"):

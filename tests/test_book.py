@@ -1,5 +1,6 @@
 """The rendered book leaves no chapter out, and its links lead to pages of the book. (`make book` itself takes longer and is not run here;
 if somebody ran it, some of its pages are opened in a browser.)"""
+import base64
 import json
 import re
 import shutil
@@ -61,6 +62,39 @@ def test_pictures_come_along(staged):
     assert pictures
     for _, link in pictures:
         assert (staged / link).stat().st_size > 1000
+
+
+def test_titles_begin_with_their_numbers():
+    for stem in chapters(root / "nbs"):
+        text = "\n".join("".join(c["source"]) for c in json.loads((root / "nbs" / f"{stem}.ipynb").read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "markdown")
+        assert re.search(r"^# (\S+) ", text, re.M)[1] == stem.split("_")[0], f"{stem}: the sidebar shows this title"
+
+
+def test_formulas_are_typeset_without_a_network(staged):
+    assert "sphinx-mathjax-offline" in json.loads((staged / "_config.yml").read_text())["sphinx"]["extra_extensions"]
+    assert re.search("^sphinx-mathjax-offline==", (root / "constraints-book.txt").read_text(), re.M)
+
+
+def shown(path):
+    "The HTML of a chapter's outputs."
+    return "\n".join("".join(o.get("data", {}).get("text/html", "")) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] for o in c.get("outputs", []))
+
+
+def test_the_tour_shows_a_film_with_sound(staged):
+    film = base64.b64decode(re.search(r'data:video/mp4;base64,([^"]+)', shown(staged / "01_tour.ipynb"))[1])
+    assert b"vide" in film and b"soun" in film and len(film) > 100_000       # the tracks' handlers
+
+
+@pytest.mark.parametrize("play", [False, True])
+def test_where_the_demo_stands_the_book_says_how_to_see_it(tmp_path, play):
+    (nbs := tmp_path / "nbs").mkdir()
+    for name in ("91_demo", "index"):
+        shutil.copy(root / "nbs" / f"{name}.ipynb", nbs)
+    shutil.copytree(root / "assets", tmp_path / "assets")
+    mkbook.stage(tmp_path / "src", nbs, play)
+    assert "VBox" not in (tmp_path / "src" / "91_demo.ipynb").read_text(encoding="utf-8")
+    words = shown(tmp_path / "src" / "91_demo.ipynb")
+    assert "liveavatar-nb demo" in words and ('<a href="play/index.html">' in words) == play
 
 
 def test_a_script_stands_once():

@@ -8,8 +8,7 @@ from PIL import Image
 
 pytest.importorskip("playwright", reason="pip install playwright")
 pytest.importorskip("anywidget")
-from browsing import (CELLS, HOW, browser, end_kernels, find_browser, kernel_process, kernels, notebook, open_demo, open_page, served,  # noqa: E402
-                      server, start, stats, status, wait)
+from browsing import CELLS, HOW, browser, find_browser, kernel_process, kernels, notebook, open_demo, open_page, served, server, start, stats, status, wait  # noqa: E402
 
 from liveavatar_nb.data.portrait import sample_path  # noqa: E402
 
@@ -17,21 +16,26 @@ pytestmark = pytest.mark.skipif(find_browser() is None, reason=HOW)
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
+def chrome():
+    "One browser for all; its microphone says hello, over and over."
+    with browser(sample_path("hello.wav")) as b:
+        yield b
+
+
+@pytest.fixture(scope="module")
+def lab(chrome, tmp_path_factory):
+    "The demo in JupyterLab: (page, the server's address)."
     folder = tmp_path_factory.mktemp("lab")
-    for name in ("demo.ipynb", "first.ipynb", "second.ipynb", "microphone.ipynb"):     # one that ran before would not be run again
-        notebook(folder / name, *CELLS)
-    (folder / "letter.png").write_text("this is not a picture")
+    notebook(folder / "demo.ipynb", *CELLS)
     with server(folder) as address:
-        yield address, folder
+        yield open_demo(chrome, address), address
 
 
-@pytest.fixture(autouse=True)
-def no_kernel_left(request):
-    "Each test ends its kernels: they hold memory and, for some seconds, a stream."
-    yield
-    if "lab" in request.fixturenames:
-        end_kernels(request.getfixturevalue("lab")[0])
+@pytest.fixture(scope="module")
+def own(chrome, tmp_path_factory):
+    "The page of `liveavatar-nb demo`: (page, its address)."
+    with served(tmp_path_factory.mktemp("own")) as address:
+        yield open_page(chrome, address), address
 
 
 def well(page):
@@ -41,88 +45,123 @@ def well(page):
     return True
 
 
-def test_jupyterlab(lab):
-    address, folder = lab
-    with browser() as b:
-        page = open_demo(b, address)
-        files = page.locator(".lav-pick input[type=file]")
-        files.first.set_input_files(folder / "letter.png")
-        wait(lambda: "not a picture" in page.inner_text(".lav-demo"), 30, what="a friendly message")
-        page.get_by_role("button", name="2", exact=True).click()
-        start(page)
-        page.get_by_role("button", name="Say it").click()
-        wait(lambda: any(m.startswith("say-") for m in stats(page)["marks"]), 60, what="first spoken frame")
-        page.get_by_role("button", name="Happy").click()
-        wait(lambda: any(m.startswith("mood-") for m in stats(page)["marks"]), 60, what="change of mood")
-        s = stats(page)
-        offsets = sorted(s["offsets"])
-        assert s["ttff"] is not None and abs(offsets[len(offsets) // 2]) < 150, s["ttff"]
-        page.click(".lav-pause")
-        time.sleep(1)
-        drawn = stats(page)["drawn"]
-        time.sleep(1)
-        assert stats(page)["drawn"] <= drawn + 1
-        page.click(".lav-pause")
-        wait(lambda: stats(page)["drawn"] > drawn + 3, 60, what="going on after the pause")
-        page.click(".lav-stop")
-        wait(lambda: stats(page)["state"] == "idle", 20, what="stop")
-        assert well(page) and len(kernels(address)) == 1
+def halt(page):
+    page.click(".lav-stop")
+    wait(lambda: stats(page)["state"] == "idle", 20, what="stop")
 
 
-def test_two_at_once_and_a_closed_tab(lab):
-    address, _ = lab
-    with browser() as b:
-        first = open_demo(b, address, "first.ipynb")
-        start(first)
-        process = kernel_process(address, kernels(address)[0]["id"])
-        second = open_demo(b, address, "second.ipynb")
-        start(second)
-        drawn = stats(first)["drawn"]
-        wait(lambda: stats(first)["drawn"] > drawn + 12, 60, what="the first one going on")
-        assert len(kernels(address)) == 2 and well(first) and well(second)
-        first.close()
-
-        def quiet():
-            before = process.cpu_times().user
-            time.sleep(1)
-            return process.cpu_times().user - before < .15
-        wait(quiet, 60, what="the closed tab's stream ends")
-        drawn = stats(second)["drawn"]
-        wait(lambda: stats(second)["drawn"] > drawn + 12, 60, what="the second one going on")
+def test_jupyterlab(lab, tmp_path):
+    page, address = lab
+    (tmp_path / "letter.png").write_text("this is not a picture")
+    page.locator(".lav-pick input[type=file]").first.set_input_files(tmp_path / "letter.png")
+    wait(lambda: "not a picture" in page.inner_text(".lav-demo"), 30, what="a friendly message")
+    page.get_by_role("button", name="2", exact=True).click()
+    start(page)
+    page.get_by_role("button", name="Say it").click()
+    wait(lambda: any(m.startswith("say-") for m in stats(page)["marks"]), 60, what="first spoken frame")
+    page.get_by_role("button", name="Happy").click()
+    wait(lambda: any(m.startswith("mood-") for m in stats(page)["marks"]), 60, what="change of mood")
+    s = stats(page)
+    offsets = sorted(s["offsets"])
+    assert s["ttff"] is not None and abs(offsets[len(offsets) // 2]) < 150, s["ttff"]
+    page.click(".lav-pause")
+    time.sleep(1)
+    drawn = stats(page)["drawn"]
+    time.sleep(1)
+    assert stats(page)["drawn"] <= drawn + 1
+    page.click(".lav-pause")
+    wait(lambda: stats(page)["drawn"] > drawn + 3, 60, what="going on after the pause")
+    halt(page)
+    assert well(page) and len(kernels(address)) == 1
 
 
 def test_microphone(lab):
-    address, _ = lab
-    with browser(sample_path("hello.wav")) as b:
-        page = open_demo(b, address, "microphone.ipynb")
-        page.get_by_role("button", name="Speak").click()
-        wait(lambda: len(stats(page)["latencies"]) > 25, 90, what="the answer to the microphone")
-        assert stats(page)["mic"] > 0 and .4 < sorted(stats(page)["latencies"])[10] / 1000 < 20
-        page.click(".lav-stop")
-        wait(lambda: stats(page)["state"] == "idle", 20, what="stop")
-        assert well(page)
+    page, _ = lab
+    page.get_by_role("button", name="Speak").click()
+    wait(lambda: len(stats(page)["latencies"]) > 25, 90, what="the answer to the microphone")
+    assert stats(page)["mic"] > 0 and .4 < sorted(stats(page)["latencies"])[10] / 1000 < 20
+    halt(page)
+    assert well(page)
 
 
-def test_page_of_its_own(tmp_path):
-    "Keyboard, interruption, uploads, a narrow window, the token, and a program that dies."
-    with served(tmp_path) as address, browser() as b:
-        page = open_page(b, address)
-        assert page.hosts == {address.split("/")[2]}, "the page asks another computer"
-        assert len(kernel_processes()) == 1, "one visitor, one kernel"
-        assert "lav-demo" not in urllib.request.urlopen(address.split("?")[0], timeout=20).read().decode(), "the page without its token"
-        page.focus(".lav-start")
-        page.keyboard.press("Enter")
-        wait(lambda: stats(page)["drawn"] >= 13, 120, what="first frames")
-        assert "lav-pause" in page.evaluate("document.activeElement.className"), "the keyboard's place is lost"
-        assert well(page) and "import" not in page.inner_text("body")
-        interrupts(page)
-        pressed = page.evaluate("[...document.querySelectorAll('.widget-toggle-buttons')].map(g => g.querySelectorAll('[aria-pressed=true]').length)")
-        assert pressed == [1, 1, 1] and page.evaluate("[...document.querySelectorAll('.jupyter-widget-Collapse-header')].every(h => h.tabIndex === 0)")
-        drawers(page)
-        uploads(page, tmp_path)
-        page.set_viewport_size(dict(width=420, height=900))
-        assert page.evaluate("document.documentElement.scrollWidth") <= 420
-        dies(page)
+def test_page_of_its_own(own, tmp_path):
+    "Keyboard, interruption, uploads, a narrow window, and the token."
+    page, address = own
+    assert page.hosts == {address.split("/")[2]}, "the page asks another computer"
+    assert len(own_kernels()) == 1, "one visitor, one kernel"
+    assert "lav-demo" not in urllib.request.urlopen(address.split("?")[0], timeout=20).read().decode(), "the page without its token"
+    page.focus(".lav-start")
+    page.keyboard.press("Enter")
+    wait(lambda: stats(page)["drawn"] >= 13, 120, what="first frames")
+    assert "lav-pause" in page.evaluate("document.activeElement.className"), "the keyboard's place is lost"
+    assert well(page) and "import" not in page.inner_text("body")
+    interrupts(page)
+    pressed = page.evaluate("[...document.querySelectorAll('.widget-toggle-buttons')].map(g => g.querySelectorAll('[aria-pressed=true]').length)")
+    assert pressed == [1, 1, 1] and page.evaluate("[...document.querySelectorAll('.jupyter-widget-Collapse-header')].every(h => h.tabIndex === 0)")
+    drawers(page)
+    uploads(page, tmp_path)
+    page.set_viewport_size(dict(width=420, height=900))
+    assert page.evaluate("document.documentElement.scrollWidth") <= 420
+    page.set_viewport_size(dict(width=1280, height=800))
+    halt(page)
+
+
+CONTRAST = """(names) => {
+  const parts = (colour) => colour.match(/[0-9.]+/g).map(Number);
+  const light = (c) => { const [r, g, b] = c.map((v) => v / 255 <= .04045 ? v / 255 / 12.92 : ((v / 255 + .055) / 1.055) ** 2.4); return .2126 * r + .7152 * g + .0722 * b; };
+  const behind = (e) => { for (; e; e = e.parentElement) { const c = parts(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > .9) return light(c.slice(0, 3)); } return 1; };
+  return names.map((name) => {
+    const e = [...document.querySelectorAll('.lav-demo ' + name)].find((x) => x.getClientRects().length);
+    const ink = light(parts(getComputedStyle(e).color).slice(0, 3)), paper = behind(e);
+    return { name, paper, ratio: (Math.max(ink, paper) + .05) / (Math.min(ink, paper) + .05) };
+  });
+}"""
+
+
+def test_it_can_be_read_by_day_and_by_night(own):
+    "Contrast of letters to what is behind them (WCAG: at least 4.5), with the visitor's system set to light and to dark."
+    page, _ = own
+    names = [".lav-title", ".lav-hint", ".lav-h", "textarea", "select", "input[type=text]", ".widget-label", ".lav-note", ".lav-value", ".lav-say", ".lav-pause", ".lav-pick .lav-button"]
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        for found in page.evaluate(CONTRAST, names):
+            assert found["ratio"] >= 4.5, (scheme, found)
+            assert found["paper"] < .3 if scheme == "dark" else found["paper"] > .7 or found["name"] == ".lav-say", (scheme, found)
+    page.emulate_media(color_scheme="light")
+
+
+def test_two_at_once_and_a_closed_tab(lab, own):
+    "Neither disturbs the other; the stream of the tab that is closed ends, and its kernel rests (measured against the other's work, since this machine may be busy)."
+    (first, address), (second, _) = lab, own
+    closed, other = kernel_process(address, kernels(address)[0]["id"]), own_kernels()[0]
+    for page in (first, second):
+        start(page)
+    drawn = stats(first)["drawn"]
+    wait(lambda: stats(first)["drawn"] > drawn + 12, 60, what="the first one going on")
+    assert well(first) and well(second)
+    first.close()
+
+    def quiet():
+        before, drawn = [p.cpu_times().user for p in (closed, other)], stats(second)["drawn"]
+        wait(lambda: stats(second)["drawn"] > drawn + 25, 60, what="the second one going on")
+        rest, work = (p.cpu_times().user - b for p, b in zip((closed, other), before))
+        return work > .1 and rest < .2 * work
+    wait(quiet, 60, what="the closed tab's stream ends")
+    halt(second)
+
+
+def test_a_program_that_stops_is_missed(own):
+    "The watchdog: the kernel is stopped; the page says so."
+    page, _ = own
+    start(page)
+    stopped = own_kernels()
+    for p in stopped:
+        p.suspend()
+    try:
+        wait(lambda: "does not answer" in status(page), 60, what="the watchdog")
+    finally:
+        for p in stopped:
+            p.resume()
 
 
 def interrupts(page):
@@ -164,17 +203,9 @@ def uploads(page, folder):
     wait(lambda: "another face" in page.locator("select").first.evaluate("s => s.selectedOptions[0].text"), 20, what="the menu")
 
 
-def kernel_processes():
-    "Kernels below this process."
+def own_kernels():
+    "Kernels of the page of its own, not JupyterLab's."
     import psutil
-    return [p for p in psutil.Process().children(recursive=True) if "ipykernel_launcher" in " ".join(p.cmdline())]
-
-
-def dies(page):
-    "The watchdog: the kernel is stopped; the page says so."
-    stopped = kernel_processes()
-    for p in stopped:
-        p.suspend()
-    wait(lambda: "does not answer" in status(page), 60, what="the watchdog")
-    for p in stopped:
-        p.resume()
+    programs = psutil.Process().children(recursive=True)
+    page = next(p for p in programs if "voila" in p.cmdline())
+    return [p for p in page.children(recursive=True) if "ipykernel_launcher" in " ".join(p.cmdline())]

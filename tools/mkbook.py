@@ -78,7 +78,10 @@ def place_pictures(text, folder, nbs):
     return PICTURE.sub(new, text)
 
 
-def chapter(nb, stem, stems, url):
+LIVE = "<p><em>Live when the chapter runs: a player with its controls appears here. To see it now: {}<code>liveavatar-nb demo</code> or <code>make lab</code>.</em></p>"
+
+
+def chapter(nb, stem, stems, url, play=False):
     "A notebook as the book shows it: helper cells folded, a hint how to run it, no live widgets."
     nb["metadata"].pop("widgets", None)
     cells, first = [], next(i for i, c in enumerate(nb["cells"]) if c["cell_type"] == "markdown")
@@ -98,8 +101,7 @@ def chapter(nb, stem, stems, url):
             source = re.sub(r"^#\| ?(?!export).*\n", "", source, flags=re.M)
             for o in cell["outputs"]:
                 if any("widget-view" in k for k in o.get("data", {})):
-                    o["data"] = {"text/html": "<p><em>Live when the chapter runs: a player with its controls appears here. "
-                                              "To see it now: <code>liveavatar-nb demo</code> or <code>make lab</code>.</em></p>"}
+                    o["data"] = {"text/html": LIVE.format('<a href="play/index.html">the page that needs no Python</a>, ' if play else "")}
         cells.append(dict(cell, source=source))
         if i == first and stem != "index":
             where = f", or read it [in the repository]({url}/blob/main/nbs/{stem}.ipynb)" if url else ""
@@ -107,8 +109,9 @@ def chapter(nb, stem, stems, url):
     return dict(nb, cells=cells)
 
 
-def stage(folder, nbs=root / "nbs"):
-    "Everything jupyter-book needs, in `folder`."
+def stage(folder, nbs=root / "nbs", play=None):
+    "Everything jupyter-book needs, in `folder`. `play`: is the page without Python part of the book? (None: if it is built.)"
+    play = (root / "play" / "dist" / "index.html").exists() if play is None else play
     settings = ConfigParser(delimiters=["="], interpolation=None)
     settings.read(root / "settings.ini", encoding="utf-8")
     settings, parts = settings["DEFAULT"], contents(nbs)
@@ -122,7 +125,7 @@ def stage(folder, nbs=root / "nbs"):
         for cell in nb["cells"]:
             if cell["cell_type"] == "markdown":
                 cell["source"] = place_pictures("".join(cell["source"]), folder, nbs)
-        (folder / f"{page(s)}.ipynb").write_text(json.dumps(chapter(nb, s, stems, url)), encoding="utf-8")
+        (folder / f"{page(s)}.ipynb").write_text(json.dumps(chapter(nb, s, stems, url, play)), encoding="utf-8")
     (folder / "_toc.yml").write_text(json.dumps(toc(parts), indent=1))
     config = dict(title=settings["title"], author=settings["author"], copyright="2026", execute=dict(execute_notebooks="off"), only_build_toc_files=True,
                   launch_buttons=dict(thebe=False, notebook_interface="jupyterlab"), html=dict(use_repository_button=False, home_page_in_navbar=True),

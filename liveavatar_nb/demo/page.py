@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from ..model.presets import preset as get_preset
+from .player import script
 from ..stream.avatar import shipped_weights
 
 # %% ../../nbs/90f_demo.page.ipynb #bcd1779c
@@ -49,8 +50,9 @@ TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
 {%- block notebook_css -%}
 {% for line in super().splitlines() if 'href="https://' not in line %}{{ line }}
 {% endfor %}
+<style>DARK</style>
 {%- endblock notebook_css -%}
-"""
+""".replace("DARK", script("dark.css"))
 
 def furnish(folder:Path, preset:str, mark:bool=True)->tuple:
     "Write what the server needs into `folder`; returns (the notebook, its environment)."
