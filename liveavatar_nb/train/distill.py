@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from ..model.conditions import Conditions, join
 from ..model.dit import DiT
-from ..model.flow import add_noise, cfg, sigmas, x0_from_velocity
+from ..model.flow import add_noise, sigmas, x0_from_velocity
 from ..model.presets import preset as get_preset, save_weights
-from ..stream.sampler import BlockSampler, SamplerConfig, block_noise
+from ..stream.sampler import BlockSampler, SamplerConfig, block_noise, guided
 from .dmd import critic_loss, dmd_gradient, sample_sigma
 from .latents import AUDIO_HISTORY, LatentClips
 from .lora import LORA_TARGETS, LowRank, add_lora, merge_lora
@@ -84,11 +84,10 @@ def clip_velocity(net:DiT, x:Tensor, sigma:Tensor, batch:dict, place:float, weig
     "Velocity of a noisy clip by a bidirectional network, with guidance of `weight` (1 = off)."
     tokens, audio, sink = batch["tokens"], batch["audio"], batch["sink"]
     c = net.conditions(tokens, audio, AUDIO_HISTORY)
-    if weight != 1:   # the same clip twice: with conditions, and without
+    if weight != 1:   # `guided` sees the clip twice: with conditions, and without
         c = join(c, net.conditions(torch.zeros_like(tokens), torch.zeros_like(audio), AUDIO_HISTORY))
-        x, sigma, sink = (torch.cat([a, a]) for a in (x, sigma, sink))
-    v = net(x, sigma, net.refer(c, sink, x.shape[2]), sink_past(net, sink, c, place))[0]
-    return v if weight == 1 else cfg(*v.chunk(2), weight)
+        sigma, sink = torch.cat([sigma, sigma]), torch.cat([sink, sink])
+    return guided(net, x, sigma, net.refer(c, sink, x.shape[2]), sink_past(net, sink, c, place), weight)[0]
 
 def noised(x0:Tensor, rng:torch.Generator, shift:float=1.)->tuple[Tensor, Tensor, Tensor]:
     "(x_sigma, sigma (B,), eps) of a clip; one level per clip."

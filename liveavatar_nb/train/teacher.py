@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..model.cache import Past
-from ..model.conditions import Conditions, join
+from ..model.conditions import Conditions
 from ..model.dit import DiT
-from ..model.flow import add_noise, cfg, euler_step, shift_sigma, sigmas, velocity
+from ..model.flow import add_noise, shift_sigma, velocity
 from ..model.presets import load_weights, preset as get_preset, read_weights, save_weights
+from ..stream.sampler import BlockSampler, many_steps
 from .latents import AUDIO_HISTORY, LatentClips
 from .loop import Optim, fit, load_ema, mix, read_log, to_device
 from .align import Reader, middle_tokens
@@ -174,19 +175,14 @@ def sample_teacher(net:DiT,
     sink:Tensor,        # (B, 16, 1, h, w) portrait latents
     tokens:Tensor,      # (B, text_len)
     audio:Tensor,       # (B, 8 + 4F, 80) with history
-    n_steps:int=40, weight:float=1.5, shift:float=1., seed:int=0, place:float=None,
+    n_steps:int=40, weight:float=1.5, shift:float=1., seed:int=0,
+    place:float=None,   # of the sink, in latent frames from the clip's first one; None: 7 behind its end
 )->Tensor:              # (B, 16, F, h, w)
-    "Whole clips by Euler steps with classifier-free guidance (weight 1 = off): n_steps * 2 network calls."
-    b, frames = len(sink), (audio.shape[1] - AUDIO_HISTORY) // 4
-    both = weight != 1.
-    c = net.conditions(tokens, audio, AUDIO_HISTORY)
-    if both: c = join(c, net.conditions(torch.zeros_like(tokens), torch.zeros_like(audio), AUDIO_HISTORY))
-    c = net.refer(c, sink.repeat(1 + both, 1, 1, 1, 1), frames)
-    past = sink_past(net, sink.repeat(1 + both, 1, 1, 1, 1), c, frames + 7. if place is None else place)
-    rng = torch.Generator(sink.device).manual_seed(seed)
-    x = torch.randn(b, sink.shape[1], frames, *sink.shape[3:], generator=rng, device=sink.device)
-    levels = sigmas(n_steps, shift).tolist()
-    for now, then in zip(levels, levels[1:]):
-        v = net(x.repeat(1 + both, 1, 1, 1, 1), now, c, past)[0]
-        x = euler_step(x, cfg(*v.chunk(2), weight) if both else v, now, then)
+    "Whole clips by Euler steps with guidance (weight 1 = off), 2 * n_steps network calls: a stream of one block, as long as the clip."
+    frames = (audio.shape[1] - AUDIO_HISTORY) // 4
+    config = many_steps(n_steps, shift, weight=weight, block_frames=frames, sink_distance=frames + 7. if place is None else place)
+    s = BlockSampler(net, (sink.shape[1], *sink.shape[3:]), config).start(sink, tokens)
+    conditions, rng = s.hear(audio, AUDIO_HISTORY), torch.Generator(sink.device).manual_seed(seed)
+    x = torch.randn(len(sink), sink.shape[1], frames, *sink.shape[3:], generator=rng, device=sink.device)
+    for stage in s.stages: x = stage(x, 0, conditions)
     return x
