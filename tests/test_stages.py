@@ -15,8 +15,9 @@ from liveavatar_nb.model.vae import VAEConfig, VideoVAE
 from liveavatar_nb.train.forcing import KINDS, forcing_loss, forcing_sigmas, forward_forcing, train_forcing
 from liveavatar_nb.train.latents import LatentClips, audio_window, choose_window, encode_clips, shard_path
 from liveavatar_nb.train.loop import checkpoints, newest, read_checkpoint
-from liveavatar_nb.train.teacher import (cell_weight, draw_sigmas, drop_conditions, sample_teacher, sink_past, sink_place, start_from,
-                                         teacher_loss, train_teacher)
+from liveavatar_nb.train.stage import start_from
+from liveavatar_nb.train.teacher import (cell_weight, draw_sigmas, drop_conditions, sample_teacher, sink_past, sink_place, teacher_loss,
+                                         train_teacher)
 
 TINY = DiTConfig(dim=48, ffn_dim=64, heads=3, layers=2, inject_layers=(0,), rope_scale=2., cond_dim=16, reference=True)
 
