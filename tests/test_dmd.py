@@ -3,7 +3,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from liveavatar_nb.train.dmd import critic_loss, dmd_gradient, dmd_loss, gaussian_gradient, gaussian_optimum, sample_sigma
+from liveavatar_nb.train.dmd import critic_loss, dmd_gradient, dmd_loss, sample_sigma
+from liveavatar_nb.train.gaussian import gaussian_gradient, gaussian_optimum
 
 torch.set_num_threads(1)
 SHAPES = st.lists(st.integers(1, 5), min_size=1, max_size=5).map(tuple)

@@ -13,7 +13,8 @@ from liveavatar_nb.train.ear import Listener, Sounds, heldout_sounds, hearing_lo
 from liveavatar_nb.train.forcing import train_forcing
 from liveavatar_nb.train.latents import AUDIO_HISTORY, encode_clips
 from liveavatar_nb.train.loop import Optim, fit, read_log
-from liveavatar_nb.train.teacher import Reader, middle_tokens, start_from
+from liveavatar_nb.train.align import Reader, middle_tokens
+from liveavatar_nb.train.stage import start_from
 
 TINY = DiTConfig(dim=48, ffn_dim=96, heads=3, layers=3, inject_layers=(0, 2), rope_scale=2., ear=16, cond_dim=16, reference=True)
 

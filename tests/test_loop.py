@@ -11,6 +11,7 @@ from liveavatar_nb.train.loop import (Optim, TrainingError, checkpoints, fit, lo
 
 CHILD = """
 import sys, time, torch, torch.nn as nn
+from liveavatar_nb.train.learner import Optim
 from liveavatar_nb.train.loop import *
 torch.set_num_threads(1); torch.manual_seed(0)
 net = nn.ModuleDict(dict(start=nn.Linear(1, 16), blocks=nn.Linear(16, 16), head=nn.Linear(16, 1)))

@@ -28,7 +28,7 @@ def test_paragraphs_without_a_tie_get_fewer():
 @pytest.fixture
 def record(tmp_path, monkeypatch):
     (tmp_path / "results").mkdir()
-    (tmp_path / "results/x.json").write_text(json.dumps(dict(a=[dict(name="p", v=.8251), dict(name="q", v=-1234.5)], n=3, flag=True)))
+    (tmp_path / "results/x.json").write_text(json.dumps({"a": [dict(name="p", v=.8251), dict(name="q", v=-1234.5)], "n": 3, "flag": True, "so many": {"0.5": 2}}))
     monkeypatch.setattr(quoted, "root", tmp_path)
 
 

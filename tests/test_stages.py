@@ -7,15 +7,17 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from liveavatar_nb.model.cache import History
-from liveavatar_nb.model.conditions import window
+from liveavatar_nb.model.conditions import join, window
 from liveavatar_nb.model.dit import DiT, DiTConfig
+from liveavatar_nb.model.flow import cfg, euler_step, sigmas
 from liveavatar_nb.model.presets import preset
 from liveavatar_nb.model.vae import VAEConfig, VideoVAE
 from liveavatar_nb.train.forcing import KINDS, forcing_loss, forcing_sigmas, forward_forcing, train_forcing
 from liveavatar_nb.train.latents import LatentClips, audio_window, choose_window, encode_clips, shard_path
 from liveavatar_nb.train.loop import checkpoints, newest, read_checkpoint
-from liveavatar_nb.train.teacher import (cell_weight, draw_sigmas, drop_conditions, sample_teacher, sink_past, sink_place, start_from,
-                                         teacher_loss, train_teacher)
+from liveavatar_nb.train.stage import start_from
+from liveavatar_nb.train.teacher import (cell_weight, draw_sigmas, drop_conditions, sample_teacher, sink_past, sink_place, teacher_loss,
+                                         train_teacher)
 
 TINY = DiTConfig(dim=48, ffn_dim=64, heads=3, layers=2, inject_layers=(0,), rope_scale=2., cond_dim=16, reference=True)
 
@@ -219,6 +221,20 @@ def test_sampling_with_guidance_one_is_the_plain_sampler(folder):
     assert torch.allclose(a, c, atol=1e-3) and a.shape == b["latents"].shape
     d = sample_teacher(net, b["sink"], b["tokens"], b["audio"], 4, weight=3.)
     assert (a - d).abs().max() > 1e-3
+
+
+def test_a_teachers_clip_is_the_plain_loop(folder):
+    "`sample_teacher` goes through the stages of a stream; here stands the loop that they must amount to."
+    net, b, weight, place = random_net(), LatentClips(folder).batch(0, 2, 1), 1.5, 11.
+    frames, twice = b["latents"].shape[2], lambda x: torch.cat([x, x])
+    with torch.no_grad():
+        c = join(net.conditions(b["tokens"], b["audio"], 8), net.conditions(torch.zeros_like(b["tokens"]), torch.zeros_like(b["audio"]), 8))
+        c = net.refer(c, twice(b["sink"]), frames)
+        past = sink_past(net, twice(b["sink"]), c, place)
+        x, levels = torch.randn(b["latents"].shape, generator=torch.Generator().manual_seed(5)), sigmas(6, 2.).tolist()
+        for now, then in zip(levels, levels[1:]): x = euler_step(x, cfg(*net(twice(x), now, c, past)[0].chunk(2), weight), now, then)
+    found = sample_teacher(net, b["sink"], b["tokens"], b["audio"], 6, weight, 2., seed=5, place=place)
+    assert (found - x).abs().max() < 1e-6 * x.abs().max()
 
 
 def test_noise_on_the_caches_channels_changes_the_future_and_nothing_else():

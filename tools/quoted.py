@@ -37,7 +37,7 @@ def look(file, path, ops=""):
     if not (root / file).exists(): raise LookupError(f"{file} is not there")
     value = json.loads((root / file).read_text(encoding="utf-8"))
     for key in path.split("."):
-        key = key.replace("~", ".")   # a key with a dot in it is written with ~
+        key = key.replace("~", ".").replace("+", " ")   # a dot in a key is written ~, a blank +
         if isinstance(value, list) and "=" in key:
             name, wanted = key.split("=")
             value = next((v for v in value if str(v.get(name)) == wanted), None)

@@ -20,7 +20,8 @@ from ..model.vae import VideoVAE
 from .forcing import forward_forcing
 from .latents import AUDIO_HISTORY, LatentClips, vae_id
 from .loop import Optim, fit, mix
-from .teacher import finish, sink_past, sink_place
+from .stage import finish
+from .teacher import sink_past, sink_place
 from .vae import film_loss, held_out_psnr, psnr, to_video, vae_batch, vae_loss
 
 # %% ../../nbs/37_train.decoder.ipynb #71f027ca

@@ -20,7 +20,8 @@ from ..model.masks import block_causal_mask, teacher_forcing_mask
 from ..model.rope import grid_positions
 from .latents import AUDIO_HISTORY
 from .align import middle_tokens
-from .teacher import cell_weight, draw_sigmas, drop_conditions, sink_past, sink_place, train_stage
+from .stage import train_stage
+from .teacher import cell_weight, draw_sigmas, drop_conditions, sink_past, sink_place
 from .voices import another_throat
 
 # %% ../../nbs/32_train.forcing.ipynb #5fbb2ad8

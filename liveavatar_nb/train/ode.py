@@ -21,7 +21,8 @@ from ..model.presets import card_of, find_weights, load_weights, preset as get_p
 from ..stream.sampler import BlockSampler, SamplerConfig, many_steps
 from .latents import AUDIO_HISTORY, LatentClips, mapped
 from .loop import Optim, fit, mix, to_device, write_checkpoint
-from .teacher import cell_weight, finish, sink_past, sink_place, start_from
+from .stage import finish, start_from
+from .teacher import cell_weight, sink_past, sink_place
 
 # %% ../../nbs/36_train.ode.ipynb #5713041b
 class Recorded:

@@ -11,6 +11,7 @@ import copy, math, time
 from dataclasses import dataclass
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..model.flow import add_noise, euler_step, renoise_step, sigmas, velocity, x0_from_velocity
@@ -38,9 +39,6 @@ class MotionLaw:
     def pairs(self, y:Tensor)->Tensor:
         "(..., dim) to complex (..., pairs)."
         return torch.view_as_complex(y.unflatten(-1, (-1, 2)).contiguous())
-
-# %% ../../nbs/34c_train.sway.ipynb #4b62fdcf
-from fastcore.basics import patch
 
 # %% ../../nbs/34c_train.sway.ipynb #101dd6d1
 @patch
@@ -254,7 +252,6 @@ def drift(student:ToyStudent, policy:str, levels:Tensor, starts=(0, 10, 20, 50, 
 # %% ../../nbs/34c_train.sway.ipynb #1e32492d
 def experiment(out, updates:int=1000, stage1:int=3000, seeds:int=2, seed:int=0, command:str="", starts=(0, 10, 20, 50, 100, 200, 350, 490), n:int=512, say=print)->dict:
     "The whole laptop experiment; `out` is rewritten after each part, so that a stopped run keeps what it has."
-    from liveavatar_nb.train.dmd import record
     law, levels, clock = MotionLaw(), sigmas(4), time.process_time()
     torch.manual_seed(seed); g = torch.Generator().manual_seed(seed)
     student, real, figures = ToyStudent(law), ToyScore(law, width=128), {"law": dict(speeds=law.speeds, memory=law.memory), "curves": [], "training": []}
