@@ -126,6 +126,7 @@ def parts_of(step:BlockStep, repeats:int=3)->dict:
     spent["rest"] = total - sum(spent.values())
     return {k: round(1e3 * v / repeats, 1) for k, v in spent.items()}
 
+# %% ../nbs/53_bench.ipynb #b1c32a12
 def ceiling(precision="float32", repeats:int=7, shape=(768, 512, 1408), device="cpu")->float:
     "GFLOP per processor second of a plain matrix product of the step's size, the best of `repeats`."
     from liveavatar_nb.model.presets import number_type

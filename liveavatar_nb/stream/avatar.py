@@ -108,6 +108,7 @@ def snapshot(self:AvatarStream)->tuple[dict, str]:
     sound = dict(rows=f.rows, samples=f.samples, inbox=np.concatenate([np.zeros(0, np.float32), *self.inbox]), past=np.zeros((0, 80), np.float32) if f.past is None else f.past) | {f"mel.{k}": v for k, v in f.stream.snapshot().items()}
     return state | {f"sound.{k}": torch.as_tensor(np.array(v)) for k, v in sound.items()}, self.prompt
 
+# %% ../../nbs/45_stream.avatar.ipynb #1767e011
 @patch
 def restore(self:AvatarStream, state:dict, prompt:str)->"AvatarStream":
     "Go on where `snapshot` was taken, bit for bit, with the settings, the seed and the portrait of that stream."
@@ -168,6 +169,7 @@ def shipped_weights(preset:str, weights:str=None)->str:
     if not weights and preset not in DEFAULT_WEIGHTS: raise PresetError(f"no weights are shipped for {preset}: name a file (--weights FILE, or weights=)")
     return weights or DEFAULT_WEIGHTS[preset]
 
+# %% ../../nbs/45_stream.avatar.ipynb #b5afac8e
 class LiveAvatar:
     "A VAE and a DiT of one preset, ready to stream."
     def __init__(self, preset, dit, vae, config:SamplerConfig):

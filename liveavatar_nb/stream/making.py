@@ -126,6 +126,7 @@ def begin_stream(film:Film, inputs:Inputs):
     pixels = read_portrait(film.image, avatar.preset.size[0], film.crop).pixels
     return avatar.stream(pixels, prompt=inputs.text, seed=film.seed, **film.options)
 
+# %% ../../nbs/45b_stream.making.ipynb #6cb0891e
 def make_film(
     film:Film,
     progress:bool=False, # a bar on stderr
@@ -149,6 +150,7 @@ def make_film(
                 fps=round((report["frames"] - begun * BLOCK_FRAMES) / took, 2), load_s=round(loaded - start, 3), took_s=round(took, 3),
                 crop=str(inputs.portrait.crop), drawn=inputs.portrait.drawn, **film.options)
 
+# %% ../../nbs/45b_stream.making.ipynb #5614c38b
 def whole_already(film:Film, inputs:Inputs)->dict:
     "There is nothing to go on with: the film is finished. `ValueError` if it isn't this one."
     from liveavatar_nb.stream.film import count_packets
@@ -167,6 +169,7 @@ def seals_for(film:Film, inputs:Inputs):
     manifest = manifest_for(str(film.image), str(film.audio), settings, None if film.ckpt else card_of(shipped_weights(film.preset, film.weights)), film.consent)
     return Provenance(manifest, VisibleMark() if film.mark else None, inputs=dict(portrait=str(film.image), voice=str(film.audio)))
 
+# %% ../../nbs/45b_stream.making.ipynb #46ada4e2
 def write_film(film:Film, inputs:Inputs, job:Job, stream, begun:int, progress:bool)->dict: # frames, first_frame_s
     "The loop: sound in, frames out, a segment safe on the disk every few seconds."
     from tqdm.auto import tqdm
@@ -192,6 +195,7 @@ def write_film(film:Film, inputs:Inputs, job:Job, stream, begun:int, progress:bo
     save_image(film.path.with_suffix(".png"), thumbs.sheet())
     return dict(frames=writer.n_frames, first_frame_s=round(first, 3))
 
+# %% ../../nbs/45b_stream.making.ipynb #e1adf261
 def write_playlist(film, rows, ended=False): write_whole(film.path.with_suffix(".m3u8"), playlist(film.path, rows, ended=ended).encode())
 
 def seal_film(film, seals, rows):

@@ -165,6 +165,7 @@ class Check:
             raise CheckpointError(self.problems[0] + more)
         return self
 
+# %% ../../nbs/60_wan.checkpoint.ipynb #ddce2466
 def meta_dit(config:DiTConfig)->DiT:
     "The network with shapes and no bytes."
     with torch.device("meta"): return DiT(config, init=False)
@@ -239,6 +240,7 @@ def fit_vae(folder:Folder)->tuple[VAEConfig, Check]:
     out.rows.append(("VAE", f"dim {config.dim}, {sum(k in state for k in wanted)} of {len(wanted)} tensors in {path.name}"))
     return config, out
 
+# %% ../../nbs/60_wan.checkpoint.ipynb #3ed2c22f
 @torch.no_grad()
 def load_vae(path, device="cpu", dtype=torch.float32)->VideoVAE:
     "Wan's VAE with the official mean and spread of its latents."
@@ -271,6 +273,7 @@ def write_tiny(path, config:DiTConfig=TINY, pieces:int=3, rank:int=4, state:dict
     if rank: write_lora(path / LORA, state, rank)
     return path
 
+# %% ../../nbs/60_wan.checkpoint.ipynb #8dc77071
 def write_lora(file:Path, state:dict, rank:int):
     "A LoRA for every matrix that the official one corrects, and one full tensor."
     from safetensors.torch import save_file
