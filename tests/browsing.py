@@ -108,7 +108,7 @@ def served(folder, preset="pico"):
         listening(process, port, log)
         yield wait(lambda: next((w for w in log.read_text().split() if w.startswith("http://127.0.0.1") and "token=" in w), None), 60, what="the address")
         process.terminate()
-        process.wait(20)
+        process.wait(SLOW * 20)
         with socket.socket() as s:
             assert s.connect_ex(("127.0.0.1", port)), "the page outlives the command"
 
@@ -169,13 +169,20 @@ def stats(page):
       const { offsets, latencies, ...rest } = s; return { ...rest, offsets: offsets.slice(-3000), latencies: latencies.slice(-3000) }; }""")
 
 
-def wait(condition, seconds=30, step=.1, what="condition"):
+def wait(condition, seconds=30, step=.1, what="condition", seen=lambda: ""):
+    "Until `condition()` is true; its value. `seen()` is added to the complaint of one that never was."
     end = time.monotonic() + SLOW * seconds
     while time.monotonic() < end:
         if value := condition():
             return value
         time.sleep(step)
-    raise TimeoutError(f"{what}: not within {SLOW * seconds} s")
+    raise TimeoutError(f"{what}: not within {SLOW * seconds} s {seen()}".rstrip())
+
+
+def account(page):
+    "What the page says and what its player counts, in short: for complaints."
+    s = stats(page) or {}
+    return status(page), {k: v for k, v in s.items() if k not in ("offsets", "latencies")}
 
 
 def status(page):

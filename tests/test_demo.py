@@ -8,7 +8,7 @@ from PIL import Image
 
 pytest.importorskip("playwright", reason="pip install playwright")
 pytest.importorskip("anywidget")
-from browsing import CELLS, HOW, browser, find_browser, kernel_process, kernels, notebook, open_demo, open_page, served, server, start, stats, status, wait  # noqa: E402
+from browsing import CELLS, HOW, account, browser, find_browser, kernel_process, kernels, notebook, open_demo, open_page, served, server, start, stats, status, wait  # noqa: E402
 
 from liveavatar_nb.data.portrait import sample_path  # noqa: E402
 
@@ -78,7 +78,7 @@ def test_jupyterlab(lab, tmp_path):
 def test_microphone(lab):
     page, _ = lab
     page.get_by_role("button", name="Speak").click()
-    wait(lambda: len(stats(page)["latencies"]) > 25, 90, what="the answer to the microphone")
+    wait(lambda: len(stats(page)["latencies"]) > 25, 90, what="the answer to the microphone", seen=lambda: account(page))
     assert stats(page)["mic"] > 0 and .4 < sorted(stats(page)["latencies"])[10] / 1000 < 20
     halt(page)
     assert well(page)

@@ -240,7 +240,8 @@ function render({ model, el }) {
     if (m.k === 'pulse') return;
     if (m.k === 'block') block(m, bufs);
     else if (m.k === 'end') { if (m.e === epoch) finished = true; }
-    else if (m.k === 'stopped') { if (m.e === epoch || epoch === null || st.state === 'starting') { dead = epoch; clear(); closeMic(); state('idle'); clickAt = null; recording = false; note.dataset.kind = ''; showStatus(); look(); } }
+    // the end of a run that was stopped before may arrive after the next start: it must not close that one's microphone
+    else if (m.k === 'stopped') { if (epoch === null || (st.state === 'starting' ? m.e > epoch : m.e === epoch)) { dead = epoch; clear(); closeMic(); state('idle'); clickAt = null; recording = false; note.dataset.kind = ''; showStatus(); look(); } }
     else if (m.k === 'cut') cut(m);
     else if (m.k === 'micoff') closeMic();
     else if (m.k === 'refused') { clickAt = null; state('idle'); note.dataset.kind = ''; showStatus(); look(); }
