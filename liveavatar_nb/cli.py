@@ -100,8 +100,7 @@ def call(function, options:dict):
 def generate_tpp(
     tpp:str, # number of processes, or a placement like "01|23|D"
     film, # a `Film`
-    say=lambda line: None,
-)->dict: # seconds, frames, fps, first_frame_s, files, ...
+    say=lambda line: None)->dict: # seconds, frames, fps, first_frame_s, files, ...
     "As `make_film`, by a pipeline of processes."
     from liveavatar_nb.stream.distributed import TPPConfig, run_tpp
     from liveavatar_nb.stream.film import Thumbnails, count_packets, save_image
@@ -109,13 +108,14 @@ def generate_tpp(
     from liveavatar_nb.stream.segments import Job
     from liveavatar_nb.stream.tpp import Placement
     inputs = read_inputs(film, say); seals = seals_for(film, inputs)
+    if film.crop: raise ValueError("--crop can't be used with --tpp: cut the picture first")
     with Job(film.path, folder=".lock"):
-        if film.crop: raise ValueError("--crop can't be used with --tpp: cut the picture first")
         placement = str(Placement.spread(int(tpp), film.steps or 4)) if tpp.isdigit() else tpp
+        official = dict(ckpt=str(film.ckpt), compat=film.compat, size=film.size or "", precision=film.precision) if film.ckpt else {}
         told = dict(film=seals.film.hex(), visible=film.mark, manifest=seals.manifest)
         run = run_tpp(TPPConfig(str(film.audio), str(film.image), inputs.text, str(film.outdir), film.name, film.preset,
-                                placement=placement, seed=film.seed, resume=film.resume, seals=told)); seal_film(film, seals, [])
-        thumbs, frames, sheet = Thumbnails(), count_packets(film.path)[0], film.path.with_suffix(".png")
+                                placement=placement, seed=film.seed, resume=film.resume, seals=told, **official))
+        seal_film(film, seals, []); thumbs, frames, sheet = Thumbnails(), count_packets(film.path)[0], film.path.with_suffix(".png")
         for frame in frames_of(film.path, frames): thumbs.add(frame[None])
         save_image(sheet, thumbs.sheet())
     rows = run.schedule.rows; took = run.schedule.makespan if rows else 0
@@ -234,7 +234,7 @@ def _generate(
                 device, ckpt, compat, size)
     say = lambda line: print(line, file=sys.stderr)
     if preview: return show_crop(film, say)
-    for option, given in (("--guidance", guidance is not None), ("--precision", precision != "float32"), ("--weights", weights), ("--hls", hls), ("--ckpt", ckpt)):
+    for option, given in (("--guidance", guidance is not None), ("--precision", precision != "float32" and not ckpt), ("--weights", weights), ("--hls", hls)):
         if tpp and given: raise ValueError(f"{option} can't be used with --tpp")
     if tpp and device != "auto": raise ValueError("--device can't be used with --tpp: give it to torchrun -m liveavatar_nb.stream.distributed")
     check_json(json)

@@ -161,11 +161,11 @@ def test_live_sound_and_a_new_sentence(config, placement):
     result = run.close()
     clips = list(run)
     save_wav(c.folder.parent / "cut.wav", samples)
-    net, sound = settings.load_dit(c), settings.Sound(replace(c, audio=str(c.folder.parent / "cut.wav")))
-    from liveavatar_nb.stream.sampler import BlockSampler
+    parts = settings.parts_of(replace(c, audio=str(c.folder.parent / "cut.wav")))
+    sound = parts.sound()
     with torch.no_grad():
-        s = BlockSampler(net, settings.get_preset("tiny").latent, settings.sampler_config(c))
-        s.start(settings.load_vae(c).encode(settings.portrait_video(c)), "calm")
+        begun = parts.begin(parts.vae())
+        s = parts.sampler(parts.dit(), begun).set_sink(begun["portrait"])
         latents = []
         for b in range(sound.n_blocks):
             if b == 3: s.set_text("angry")

@@ -123,7 +123,8 @@ def test_check_command(ckpt, tmp_path, capsys):
 @pytest.mark.parametrize("argv,line", [
     (["--preset", "wan-s2v-14b"], "needs --ckpt FOLDER"), (["--preset", "nano", "--ckpt", "x"], "--ckpt is for wan-s2v-14b"),
     (["--compat", "official"], "--compat and --size are for"), (["--preset", "wan-s2v-14b", "--ckpt", "/nowhere"], "/nowhere is not a folder"),
-    (["--preset", "wan-s2v-14b", "--ckpt", "x", "--tpp", "5"], "can't be used with --tpp")])
+    (["--preset", "wan-s2v-14b", "--ckpt", "/nowhere", "--tpp", "5"], "/nowhere is not a folder"), (["--preset", "wan-s2v-14b", "--tpp", "5"], "needs --ckpt FOLDER"),
+    (["--preset", "nano", "--ckpt", "x", "--tpp", "5"], "--ckpt is for wan-s2v-14b")])
 def test_command_line_says_what_is_wrong(argv, line, tmp_path, capsys):
     assert main(["generate", "--audio", str(samples / "hello.wav"), "--image", str(samples / "ada.png"), "--outdir", str(tmp_path), *argv]) in (1, 2)
     err = capsys.readouterr().err

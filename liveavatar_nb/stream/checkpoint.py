@@ -119,15 +119,15 @@ def restore(self:Engine, block:int):
                          for n, t in load_tensors(self.config.folder / f"{part}-{block}.safetensors").items()}
     if self.decodes: self.state = list(dict(sorted(read("decode").items(), key=lambda kv: int(kv[0][5:]))).values())
     for k in self.mine: self.stages[k].history.restore(read(f"step{k}"))
-    sink, source = self.portrait.cpu().clone(), self.place.denoisers[-1]
+    sink, source = self.begun["portrait"].cpu().clone(), self.place.denoisers[-1]
     if self.refresh:
         if self.rank == source: sink = load_tensors(self.config.folder / "sink.safetensors")["latent"]
         connected(lambda: dist.broadcast(sink, source))
     if not self.mine: return
-    self.sink = self.portrait.to(self.device)
+    self.sampler.sink = self.begun["portrait"]
     if not self.refresh: return
     if self.first <= self.config.refresh_at: self.sink_latent = sink.to(self.device)
-    else: self.sink = sink.to(self.device)
+    else: self.sampler.sink = sink.to(self.device)
 
 # %% ../../nbs/43e_stream.checkpoint.ipynb #cfcc17ef
 def prepare(config:TPPConfig):
@@ -147,7 +147,7 @@ def finished(config:TPPConfig, rank:int)->bool:
 @patch
 def open_video(self:Engine):
     "Warm the decoder with the portrait; open the film, or go on with it. A segment of the film ends where a checkpoint is."
-    if not self.first: self.state = self.vae.decode_chunk(self.portrait)[1]
+    if not self.first: self.state = self.parts.warm(self.vae, self.begun)
     segment, told, hooks = self.config.every or 8, self.config.seals, {}
     if told:
         film, visible = bytes.fromhex(told["film"]), VisibleMark() if told["visible"] else None

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from .checkpoint import Saver, TPPResult, collect, finished, prepare
 from .engine import Engine, PeerLost, connected
-from .settings import TPPConfig, TPPError, fingerprint, one_process
+from .settings import TPPConfig, TPPError, fingerprint, one_process, parts_of
 from .supervision import DONE, Board, Crew, Relay, Watch, catch_stop, proclaim
 from .tpp import Placement, SinkPlan, jobs
 
@@ -54,7 +54,7 @@ def live_through(config:TPPConfig, crew:Crew, watch:Watch, rendezvous:dict):
     connected(dist.barrier)
     if finished(config, crew.rank): return
     if config.live: from liveavatar_nb.stream.live import LiveEngine as kind
-    else: kind = Engine
+    else: kind = parts_of(config).engine or Engine
     engine = kind(config, crew.rank, watch, crew.local_rank)
     if config.every: engine.saver = Saver(config, crew.rank, watch.board)
     engine.setup()
@@ -256,7 +256,7 @@ def run_tpp(config:TPPConfig|None=None,
 )->TPPResult:
     """Start all ranks on this machine, wait for the end. A wrong setting is a ValueError or OSError,
     a failed run a TPPError with the line that names rank and block."""
-    config = replace(config or TPPConfig(), **settings)
+    config = replace(config, **settings) if config else TPPConfig(**settings)
     place = config.check()
     config.folder.mkdir(parents=True, exist_ok=True)
     if not _starters or _starters[-1].owner != os.getpid() or _starters[-1].process.poll() is not None: _starters[:] = [Starter()]

@@ -107,7 +107,7 @@ def incoming(self:LiveEngine, job)->torch.Tensor:
     else: heard, x = self.ear.blocks.get(), super(LiveEngine, self).incoming(job)
     self.sound.heard = heard
     if heard.last: self.finish(job.block, x)
-    elif heard.text is not None and self.mine: self.say(heard.text)
+    elif heard.text is not None and self.mine: self.sampler.set_text(heard.text)   # text keys and the present sink are made again
     return x.to(self.device)
 
 @patch
@@ -119,13 +119,6 @@ def finish(self:LiveEngine, block:int, x:torch.Tensor):
 # %% ../../nbs/43f_stream.live.ipynb #2f8e5e33
 @patch
 def outgoing(self:LiveEngine, block:int): self.outbox.put(wrap(self.sound.heard, self.x))
-
-@patch
-def say(self:LiveEngine, text:str):
-    "Another sentence from this block on: text keys and the present sink are made again."
-    self.sampler.text = self.sampler.conditions([text])
-    kv, offsets, _ = self.prefilled(self.sink)
-    for stage in self.stages.values(): stage.history.set_sink(kv, offsets)
 
 @patch
 def show(self:LiveEngine, block:int, frames:np.ndarray):

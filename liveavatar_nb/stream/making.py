@@ -70,11 +70,9 @@ def check(self:Film):
     if not .1 <= self.segment_seconds <= 3600: raise ValueError(f"--segment-seconds {self.segment_seconds}: give 0.1 to 3600")
     if self.guidance is not None and not 0 <= self.guidance <= 100: raise ValueError(f"--guidance {self.guidance}: give 0 to 100 (1 is off)")
     if self.steps is not None and not 1 <= self.steps <= 200: raise ValueError(f"--steps {self.steps}: give 1 to 200")
-    official = self.preset.startswith("wan-")
-    if official and self.ckpt is None: raise ValueError(f"{self.preset} needs --ckpt FOLDER, the official release's")
-    if not official and self.ckpt is not None: raise ValueError(f"--ckpt is for wan-s2v-14b, not for {self.preset}")
-    if not official and (self.compat or self.size): raise ValueError("--compat and --size are for wan-s2v-14b with --ckpt")
-    if official and self.resume: raise ValueError("--resume can't be used with --ckpt: the official stream has no checkpoint yet")
+    from liveavatar_nb.stream.settings import check_release
+    check_release(self.preset, self.ckpt, self.compat, self.size)
+    if self.ckpt and self.resume: raise ValueError("--resume can't be used with --ckpt: the official stream has no checkpoint yet")
     if self.seed < 0 or self.seed >= 2**63: raise ValueError(f"--seed {self.seed}: give a whole number from 0 on")
 
 @patch(as_prop=True)

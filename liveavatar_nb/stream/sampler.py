@@ -112,9 +112,9 @@ class BlockSampler:
         "Text of a stream; with guidance the empty sentence beside it."
         c = self.net.conditions(text, merge=True)
         return c if self.config.weight == 1 else join(c, self.net.conditions([""] * c.text[0].k.shape[0], merge=True))
-    def hear(self, audio:Tensor, history:int=8, sink:Tensor=None)->Conditions:
+    def hear(self, audio:Tensor, history:int=8)->Conditions:
         "Everything that a block's steps look at besides latents and past: made once, for all of them."
-        sink = self.sink if sink is None else sink
+        sink = self.sink
         if self.config.weight != 1: audio, sink = torch.cat([audio, torch.zeros_like(audio)]), torch.cat([sink, sink])
         return self.net.refer(self.net.add_audio(self.text, audio, history, fold=True), sink, self.config.block_frames)
 
@@ -136,8 +136,17 @@ def start(self:BlockSampler, sink:Tensor, text)->"BlockSampler":
 @torch.no_grad()
 def set_sink(self:BlockSampler, sink:Tensor)->"BlockSampler":
     "Exchange the sink; the window stays, nothing flashes."
+    return self.put_sink(*self.prefill(sink), sink)
+
+@patch
+def prefill(self:BlockSampler, sink:Tensor)->tuple:
+    "(keys and values, offsets) of a sink; with guidance for both halves of the batch."
+    return self.net.prefill(sink if self.config.weight == 1 else torch.cat([sink, sink]), self.text, backend=self.config.attention)
+
+@patch
+def put_sink(self:BlockSampler, kv, offsets:Tensor, sink:Tensor)->"BlockSampler":
+    "Take a sink whose keys and values are made already, here or on another machine."
     self.sink = sink
-    kv, offsets = self.net.prefill(sink if self.config.weight == 1 else torch.cat([sink, sink]), self.text, backend=self.config.attention)
     for h in self.histories: h.set_sink(kv, offsets)
     return self
 
