@@ -7,7 +7,6 @@ A connection stays on the replica that accepted it. A replica takes `limit` sess
 it concerns get one `error` message that ends their session, and nobody else notices. Chapter 73 explains it. Needs Ray in the environment
 of each machine: pip install 'liveavatar-nb[ray]'."""
 import asyncio
-import json
 import secrets
 import sys
 import threading
@@ -18,57 +17,11 @@ from ray import cloudpickle, serve
 from ray.serve.config import HTTPOptions, ProxyLocation
 from starlette.middleware import Middleware
 
-from liveavatar_nb.serve.messages import Refused
+from liveavatar_nb.serve.plugs import LastWords
 from liveavatar_nb.serve.server import House, make_app
 from liveavatar_nb.stream.avatar import LiveAvatar
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])         # the other machines need the package, not this file
-LOST = Refused("lost", "the machine of this session is gone: say hello again, and another one takes over", True)
-FULL = Refused("full", "all places on all machines are taken: try again later", True)
-
-
-class LastWords:
-    "Around Ray's proxy (ASGI): the one message for a connection whose replica dies, or that finds none with room for `patience` seconds."
-
-    def __init__(self, app, patience: float = 10.):
-        self.app, self.patience = app, patience
-
-    async def __call__(self, scope, receive, send):
-        if scope["type"] not in ("websocket", "http"):
-            return await self.app(scope, receive, send)
-        seen, begun = set(), asyncio.Event()
-
-        async def tell(message):
-            if scope["type"] == "websocket" and message["type"].startswith("http"):
-                return                                              # Ray refuses with a page: not here
-            begun.set()
-            seen.add(message["type"])
-            await send(message)
-
-        async def hear():
-            message = await receive()
-            seen.add(message["type"])
-            return message
-
-        work, start = asyncio.create_task(self.app(scope, hear, tell)), asyncio.create_task(begun.wait())
-        await asyncio.wait([work, start], timeout=self.patience, return_when=asyncio.FIRST_COMPLETED)
-        start.cancel()
-        if not begun.is_set():
-            work.cancel()
-        await asyncio.gather(work, return_exceptions=True)
-        if not seen & {"websocket.close", "websocket.disconnect", "http.response.start", "http.disconnect"}:
-            await self.say(FULL if not begun.is_set() else LOST, scope["type"], send, begun.is_set())
-
-    async def say(self, refused, kind, send, accepted):
-        "The message, in the way of the connection."
-        words = json.dumps(refused.message)
-        if kind == "http":
-            await send(dict(type="http.response.start", status=503, headers=[(b"content-type", b"application/json")]))
-            return await send(dict(type="http.response.body", body=words.encode()))
-        if not accepted:
-            await send(dict(type="websocket.accept"))
-        await send(dict(type="websocket.send", text=words))
-        await send(dict(type="websocket.close", code=1012 if refused is LOST else 1013))
 
 
 def application(make_avatar, token: str = None, replicas: int = 2, limit: int = 8, cpus: float = 1., gpus: float = 0., per_node: int = None,

@@ -14,6 +14,8 @@ import numpy as np
 import psutil
 import pytest
 
+os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_worker_niceness="0", RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S="120", RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S="120",
+                  RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S="2", RAY_SERVE_MAX_QUEUE_LENGTH_RESPONSE_DEADLINE_S="10")  # a busy machine is not a dead one
 pytest.importorskip("ray", reason="pip install 'liveavatar-nb[ray]'")
 pytest.importorskip("fastapi", reason="needs the extra `serve`")
 root = Path(__file__).resolve().parents[1]
@@ -50,7 +52,7 @@ def port():
         port = s.getsockname()[1]
     app, token = application(small, "secret", replicas=2, limit=1, per_node=1, workers=1, idle=300., patience=60.)
     assert token == "secret"
-    start(app, port=port, patience=4., every_node=False)
+    start(app, port=port, patience=8., every_node=False)
     yield port
     serve.shutdown()
     ray.shutdown()
