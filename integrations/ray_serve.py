@@ -47,7 +47,8 @@ def application(make_avatar, token: str = None, replicas: int = 2, limit: int = 
 
 
 def start(app, host: str = "127.0.0.1", port: int = 8870, patience: float = 10., every_node: bool = True):
-    "Serve an `application` on the cluster that this process is connected to; a door on every machine, or only on the first."
+    """Serve an `application` on the cluster that this process is connected to; a proxy on every machine, or only on the first. Where Serve
+    runs already it keeps its port and its options, and `LastWords` is left out (Ray warns of it): `serve shutdown` first."""
     serve.start(ProxyLocation.EveryNode if every_node else ProxyLocation.HeadOnly,
                 HTTPOptions(host=host, port=port, middlewares=[Middleware(LastWords, patience=patience)]))
     serve.run(app, name="liveavatar", route_prefix="/")
