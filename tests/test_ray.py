@@ -8,6 +8,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ class Client:
         self.ws = connect(f"ws://127.0.0.1:{port}/v1/session", max_size=None, open_timeout=90)
         self.messages, self.blocks, self.code = [], [], None
         threading.Thread(target=self.read, daemon=True).start()
-        self.ws.send(json.dumps(HELLO | hello))
+        with suppress(ConnectionClosed): self.ws.send(json.dumps(HELLO | hello))     # who finds no place may hear of it before
     def read(self):
         try:
             for m in self.ws:
@@ -85,8 +86,11 @@ class Client:
 
 def replicas():
     "The replicas' processes: children of this one's nodes."
-    names = {p: " ".join(p.cmdline()) for p in psutil.Process().children(recursive=True)}
-    return [p for p, name in names.items() if "ServeReplica" in name]
+    found = []
+    for p in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):                                 # it ended meanwhile
+            if "ServeReplica" in " ".join(p.cmdline()): found.append(p)
+    return found
 
 
 def page(port, path):
