@@ -39,7 +39,7 @@ setup(
     packages=find_packages(include=[lib, f"{lib}.*"]),
     package_data={lib: ["weights/*.safetensors", "weights/*.json", "demo/js/*", "data/*.npz"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "gpu", "tts", "wan", "demo", "export", "serve", "talk", "voices", "pipecat")},
+    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "gpu", "tts", "wan", "demo", "export", "serve", "talk", "voices", "pipecat", "livekit", "ray", "compose")},
     entry_points={
         "console_scripts": [f"liveavatar-nb={lib}.cli:main"],
         "nbdev": [f"{lib}={lib}._modidx:d"],
