@@ -201,7 +201,7 @@ def simulate(times:StageTimes,      # work per stage
     return Schedule(placement, run.rows, n_blocks, run.ready, run.bytes)
 
 # %% ../../nbs/42b_stream.simulator.ipynb #f4fdb6a7
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#767676", "#F0E442")   # of blocks, for colour-blind readers too
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#767676", "#F0E442")   # of blocks
 
 def _axes(schedule, until, ax, title, origin):
     "Axes of a Gantt chart with a row for each device."
