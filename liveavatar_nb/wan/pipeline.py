@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OfficialSound', 'OfficialParts', 'OfficialEngine']
 
-# %% ../../nbs/64b_wan.pipeline.ipynb #2641dfde
+# %% ../../nbs/64b_wan.pipeline.ipynb #909a74c6
 from functools import cached_property
 
 import numpy as np
@@ -27,7 +27,7 @@ from .avatar import (LOST, OfficialSampler, SoundBlocks, check_folder, fit_pictu
 from .checkpoint import find_folder, fit_vae, load_vae, read_config
 from .encoders import SoundReader, TextReader
 
-# %% ../../nbs/64b_wan.pipeline.ipynb #acd32945
+# %% ../../nbs/64b_wan.pipeline.ipynb #d482ae83
 class OfficialSound:
     "The sound of a run: features block after block where there is a `reader`, samples for the film everywhere."
     def __init__(self, config:TPPConfig, reader:SoundReader=None, history:int=8):
@@ -49,7 +49,7 @@ class OfficialSound:
         n = max(0, min(left, BLOCK_FRAMES if b else BLOCK_FRAMES - self.lost))
         return self.samples[640 * first:640 * (first + n)]
 
-# %% ../../nbs/64b_wan.pipeline.ipynb #01db5a3b
+# %% ../../nbs/64b_wan.pipeline.ipynb #64f25fc8
 class OfficialParts(Parts):
     "The parts of the official release in `config.ckpt`, with the released pipeline's ways if `config.compat` says so."
     def __init__(self, config:TPPConfig):
@@ -72,7 +72,7 @@ class OfficialParts(Parts):
     def dit(self, device="cpu")->DiT: return load_network(self.config.ckpt, device, self.config.precision)
     def vae(self, device="cpu")->VideoVAE: return load_vae(self.config.ckpt, device, self.dtype(device))
 
-# %% ../../nbs/64b_wan.pipeline.ipynb #42477087
+# %% ../../nbs/64b_wan.pipeline.ipynb #ec55cd97
 @patch
 def begin(self:OfficialParts, vae:VideoVAE)->dict:
     "What a stream begins with: latents of the portrait and of the motion frames, and the sentence's rows. The reader is here only now."
@@ -96,7 +96,7 @@ def sampler_config(self:OfficialParts)->SamplerConfig:
     c = self.config
     return official_config(c.compat, c.seed, Placement.parse(c.placement).n_steps, refresh_at=c.refresh_at or None)
 
-# %% ../../nbs/64b_wan.pipeline.ipynb #5508374c
+# %% ../../nbs/64b_wan.pipeline.ipynb #fb3e7189
 @patch
 def sound(self:OfficialParts, device=None)->OfficialSound:
     "The sound of the run; with ears on `device`, if there is one."
@@ -122,7 +122,7 @@ def check(self:OfficialParts):
     check_folder(c.ckpt).demand()
     fit_picture(c.image, *self.preset.size)
 
-# %% ../../nbs/64b_wan.pipeline.ipynb #ec14c4ff
+# %% ../../nbs/64b_wan.pipeline.ipynb #55ab057f
 class OfficialEngine(Engine):
     "A rank of the official network: the first one hears, and features travel along the denoising ranks beside the latents."
     def __init__(self, *args):
