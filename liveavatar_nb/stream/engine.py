@@ -159,8 +159,8 @@ def load(self:Engine):
     self.bytes.update({(what, self.rank, r): n for what, n in sizes.items() for r in self.place.denoisers if r != self.rank})
 
 def moved(begun:dict, device)->dict:
-    "What a stream begins with, its tensors on another device."
-    return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in begun.items()}
+    "What a stream begins with, its tensors on another device, each in one piece as messages want it."
+    return {k: v.to(device).contiguous() if isinstance(v, torch.Tensor) else v for k, v in begun.items()}
 
 @patch(as_prop=True)
 def latent_shape(self:Engine)->tuple: return (1, self.preset.latent[0], self.preset.block_frames, *self.preset.latent[1:])
