@@ -130,7 +130,8 @@ def test_a_replica_dies_and_the_other_talks_on(port):
     good.wait(lambda c: len(c.blocks) > n + 3)
     assert [b["number"] for b in good.blocks] == list(range(len(good.blocks))) and good.code is None and not good.errors()
     good.wait(lambda c: len(replicas()) == 2)                        # Ray puts another one in its place
-    def comes_back(_):
+    def comes_back(good):
+        good.ws.send(json.dumps(dict(type="ping")))                  # it keeps its place
         c = Client(port)
         return c if c.wait(lambda c: c.messages)[0]["type"] == "ready" else None
     again = good.wait(comes_back)
