@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRELOAD', 'SIGNALS', 'moments', 'Task', 'bring', 'work', 'start', 'last_words', 'server', 'whole', 'finished',
-           'left_behind', 'joined', 'kill', 'one_film', 'keys_in', 'summary', 'bench_kills']
+           'left_behind', 'joined', 'kill', 'live', 'one_film', 'keys_in', 'summary', 'bench_kills']
 
 # %% ../../nbs/54_eval.kills.ipynb #2c849b19
 import contextlib
@@ -25,10 +25,9 @@ from ..stream.segments import read_index
 from ..stream.writer import BLOCK_FRAMES
 
 # %% ../../nbs/54_eval.kills.ipynb #20002012
-def moments(rng, ready:float, seconds:float, kills:int)->np.ndarray:
-    "How long each of the runs lives, of a film that begins after `ready` seconds and takes so many: one in five dies while it starts."
-    making = np.diff(np.sort(rng.uniform(0, seconds - ready, kills)), prepend=0.)
-    return np.where(rng.random(kills) < .2, rng.uniform(0, ready, kills), ready + making)
+def moments(rng, frames:int, kills:int)->list:
+    "After how many finished frames each run dies, in order; None, for one in five: while it starts."
+    return [None if rng.random() < .2 else int(at) for at in np.sort(rng.uniform(0, frames, kills))]
 
 # %% ../../nbs/54_eval.kills.ipynb #49787eea
 @dataclass
@@ -148,13 +147,19 @@ def kill(process, how:str)->str|None:
     return f"it went on for a minute after {how}"
 
 # %% ../../nbs/54_eval.kills.ipynb #4ddadcda
+def live(task:Task, rng, process, name:str, target):
+    "Wait until it is time to kill: while the run starts (None), or anywhere in the two segments after `target` frames; or until it ends."
+    if target is None: return process.join(rng.uniform(0, task.ready))
+    while process.exitcode is None and finished(task, name) < target: process.join(.02)
+    process.join(rng.uniform(0, 2) * (task.took - task.ready) * 25 * task.segment_seconds / len(task.frames))
+
 def one_film(task:Task, rng, kills:int, name:str="killed")->tuple: # rows of the kills, what is wrong in the end
     "Make a film while it is killed so many times at random moments; the folder is as before afterwards."
     rows = []
-    for wait in moments(rng, task.ready, task.took, kills):
+    for target in moments(rng, len(task.frames), kills):
         process, how = start(task, name, bool(rows)), SIGNALS[rng.integers(3)]
-        process.join(wait)
-        if process.exitcode is not None: break                         # quicker than we thought: nothing to kill any more
+        live(task, rng, process, name, target)
+        if process.exitcode is not None: break                         # it was whole before its time came
         problem = kill(process, how) or left_behind(task, name)
         rows.append(dict(how=how, kept_s=finished(task, name) / 25, problem=problem))
     process = start(task, name, True)
@@ -198,7 +203,6 @@ def bench_kills(n:int=200, seconds:float=60., preset:str="pico", segment_seconds
         while len(rows) < n and time.monotonic() < until:
             more, end = one_film(task, rng, min(each, n - len(rows)), f"film{len(wrong)}")
             rows += more; wrong.append(end)
-            if not more: task.ready, task.took = .8 * task.ready, .8 * task.took   # a quicker machine: kill earlier
             bad = [r["problem"] for r in rows if r["problem"]], [w for w in wrong if w]
             said = f"{len(rows)} kills, {len(wrong)} films: {len(bad[0])} problems, {len(bad[1])} films differ"
             print(said, *bad[0][-1:], *bad[1][-1:], flush=True)
