@@ -7,7 +7,7 @@ root = Path(__file__).resolve().parents[1]
 page = root / "docs" / "results.md"
 EXAM = [("correlation", "mouth", 2), ("lag", "lag", 0), ("identity", "identity", 2), ("retrieval", "found among 64", 2), ("mood", "mood", 2), ("sharpness", "sharpness", 2),
         ("flicker", "flicker", 2), ("variance_head", "head moves", 2), ("frechet", "Fréchet", 1), ("evaluations", "evaluations a block", 0), ("seconds_per_block", "s a block", 2)]
-LONG = ["sync", "identity", "sharpness", "motion"]
+LONG = ["sync", "identity", "distance", "sharpness", "motion"]
 
 
 def load(name):
@@ -42,7 +42,7 @@ def long_run(name, record):
     "How the last window of a long film compares with the first."
     result = record["result"]; rows = []
     for title, r in result.get("rows", {"": result}).items():
-        if "first" in r: rows.append([title or f"`{r.get('preset')}`, {r['seconds']:,.0f} s", *(f"{number(r['first'][k], 2)} → {number(r['last'][k], 2)}" for k in LONG), number(r.get("colour_moved"), 1)])
+        if "first" in r: rows.append([title or f"`{r.get('preset')}`, {r['seconds']:,.0f} s", *(f"{number(r['first'].get(k), 2)} → {number(r['last'].get(k), 2)}" for k in LONG), number(r.get("colour_moved"), 1)])
     return f"### {name}\n\n{table(['first → last window', *LONG, 'colour moved, ΔE'], rows)}\n\n{source(name, record)}" if rows else None
 
 
