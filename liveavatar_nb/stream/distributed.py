@@ -127,13 +127,14 @@ def torchrun_rank(config:TPPConfig, crew:Crew)->int:
     if trouble:
         if crew.leads: print(f"tpp: {trouble}", file=sys.stderr, flush=True)
         return 2
-    if crew.leads:   # boards of earlier jobs
-        for old in config.folder.glob(f"job-*-{crew.node}"): shutil.rmtree(old, ignore_errors=True)
-    board, relay = Board(config.folder / f"job-{job}-{crew.node}", crew.world, crew.local), None
+    own = config.folder / f"job-{job}-{crew.node}"
+    if crew.leads:   # boards of earlier jobs; other ranks may stand on this one already
+        for old in set(config.folder.glob(f"job-*-{crew.node}")) - {own}: shutil.rmtree(old, ignore_errors=True)
+    board, relay = Board(own, crew.world, crew.local), None
     if crew.several:
-        own = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False,
-                            timeout=timedelta(seconds=config.patience_s))
-        relay = Relay(dist.PrefixStore(f"relay-{job}", own), board, config, crew.rank)
+        wire = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False,
+                             timeout=timedelta(seconds=config.patience_s))
+        relay = Relay(dist.PrefixStore(f"relay-{job}", wire), board, config, crew.rank)
     return run_rank(config, crew, board, relay, store=dist.PrefixStore("run", store))
 
 # %% ../../nbs/43_stream.distributed.ipynb #28c3e533
