@@ -41,7 +41,7 @@ test: $(DEV)  ## every test there is
 	$(BIN)/python tools/mkreadme.py --check
 	OMP_NUM_THREADS=1 timeout -k 10 2700 $(BIN)/nbdev_test --n_workers 2 --timing --do_print
 	$(BIN)/python tools/check_wheel.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests
 
 speedrun: $(RUN)  ## train everything at pico size from nothing, eight hours on two cores: results/speedrun.json
 	$(BIN)/liveavatar-nb bench speedrun --json results/speedrun.json
