@@ -50,6 +50,19 @@ def pipeline_config():
     return make
 
 
+@pytest.fixture
+def refusal(tmp_path, capsys):
+    "refusal(main, config): the one line with which a command line refuses these settings, with exit code 2."
+    def ask(main, config):
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(vars(config)))
+        assert main(["--config", str(path)]) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1
+        return lines[0]
+    return ask
+
+
 def pytest_collection_modifyitems(items):
     "The live demo in a real browser, two kernels streaming at once, wants a machine of its own: LIVEAVATAR_SLOW=1 runs it."
     if os.environ.get("LIVEAVATAR_SLOW"): return

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from liveavatar_nb.data.audio import save_wav
-from liveavatar_nb.stream.checkpoint import restore_point, saved_blocks
+from liveavatar_nb.stream.checkpoint import restore_point
 from liveavatar_nb.stream.distributed import launch, main, run_tpp
 from liveavatar_nb.stream.settings import TPPConfig, TPPError, one_process
-from liveavatar_nb.stream.supervision import DONE, WORKING, Board, born, find_fault, process_state
+from liveavatar_nb.stream.supervision import DONE, WORKING, Board, find_fault, process_state
 from liveavatar_nb.stream.tppbench import bench_faults, leftovers
 from liveavatar_nb.stream.simulator import simulate
 from liveavatar_nb.stream.tpp import Placement, SinkPlan, StageTimes
@@ -89,12 +89,8 @@ def test_resume_refuses_another_run(config):
 
 @pytest.mark.parametrize("wrong, words", [(dict(placement="0|2|D"), "placement"), (dict(audio="missing.wav"), "missing.wav"), (dict(image="missing.png"), "missing.png"),
                                           (dict(preset="huge"), "unknown preset"), (dict(n_blocks=-1), "0 or more"), (dict(stretch=[.1]), "stretch needs")])
-def test_wrong_settings_get_one_line(config, wrong, words, capsys, tmp_path):
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(vars(replace(config, **wrong))))
-    assert main(["--config", str(path)]) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and words in lines[0]
+def test_wrong_settings_get_one_line(config, wrong, words, refusal):
+    assert words in refusal(main, replace(config, **wrong))
 
 
 def test_board(tmp_path):

@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -23,9 +22,8 @@ root = Path(__file__).resolve().parents[1]
 if not (root / "integrations").is_dir():
     pytest.skip("no sources here", allow_module_level=True)
 from websockets.exceptions import ConnectionClosed  # noqa: E402
-from websockets.sync.client import connect  # noqa: E402
 
-from liveavatar_nb.serve.messages import unpack  # noqa: E402
+from talking import Reader  # noqa: E402
 
 HELLO = dict(type="hello", token="secret")
 VOICE = (3000 * np.random.default_rng(0).standard_normal(16_000)).clip(-32768, 32767).astype("<i2").tobytes()
@@ -60,28 +58,11 @@ def port():
     cluster.shutdown()
 
 
-class Client:
-    "A client that reads in the background, and keeps the code with which it was closed."
+class Client(Reader):
+    "Says hello; who finds no place may hear of it before."
     def __init__(self, port, **hello):
-        self.ws = connect(f"ws://127.0.0.1:{port}/v1/session", max_size=None, open_timeout=90)
-        self.messages, self.blocks, self.code = [], [], None
-        threading.Thread(target=self.read, daemon=True).start()
-        with suppress(ConnectionClosed): self.ws.send(json.dumps(HELLO | hello))     # who finds no place may hear of it before
-    def read(self):
-        try:
-            for m in self.ws:
-                if isinstance(m, str): self.messages.append(json.loads(m))
-                else: self.blocks.append(unpack(m)[0])
-        except ConnectionClosed: pass
-        self.code = self.ws.close_code
-    def wait(self, test, seconds=120):
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            found = test(self)
-            if found: return found
-            time.sleep(.02)
-        raise AssertionError(f"waited in vain: {self.messages[-3:]}, {len(self.blocks)} blocks, closed with {self.code}")
-    def errors(self): return [m for m in self.messages if m["type"] == "error"]
+        super().__init__(port, 120)
+        with suppress(ConnectionClosed): self.ws.send(json.dumps(HELLO | hello))
 
 
 def replicas():
@@ -128,7 +109,7 @@ def test_a_replica_dies_and_the_other_talks_on(port):
     n = len(good.blocks)
     good.ws.send(VOICE)
     good.wait(lambda c: len(c.blocks) > n + 3)
-    assert [b["number"] for b in good.blocks] == list(range(len(good.blocks))) and good.code is None and not good.errors()
+    assert [header["number"] for _, header, _ in good.blocks] == list(range(len(good.blocks))) and good.code is None and not good.errors()
     good.wait(lambda c: len(replicas()) == 2)                        # Ray puts another one in its place
     def comes_back(good):
         good.ws.send(json.dumps(dict(type="ping")))                  # it keeps its place

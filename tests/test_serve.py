@@ -18,9 +18,9 @@ from websockets.exceptions import ConnectionClosed  # noqa: E402
 from websockets.sync.client import connect  # noqa: E402
 
 from liveavatar_nb.cli import main  # noqa: E402
-from liveavatar_nb.serve.messages import unpack  # noqa: E402
 from liveavatar_nb.serve.server import House, make_app  # noqa: E402
 from liveavatar_nb.stream.avatar import untrained  # noqa: E402
+from talking import Reader  # noqa: E402
 
 HELLO = dict(type="hello", token="secret")
 VOICE = (3000 * np.random.default_rng(0).standard_normal(32_000)).clip(-32768, 32767).astype("<i2").tobytes()
@@ -59,30 +59,13 @@ def server():
     s.thread.join(10)
 
 
-class Client:
-    "A client that reads in the background."
+class Client(Reader):
+    "Says hello, unless it is `silent`."
     def __init__(self, server, silent=False, **hello):
-        self.ws = connect(server.url, max_size=None, open_timeout=90)
-        self.messages, self.blocks, self.closed = [], [], threading.Event()
-        threading.Thread(target=self.read, daemon=True).start()
+        super().__init__(server.port, 150)
         if not silent: self.send(**{**HELLO, **hello})
-    def read(self):
-        try:
-            for m in self.ws:
-                now = time.monotonic()
-                if isinstance(m, str): self.messages.append(json.loads(m) | dict(at=now))
-                else: self.blocks.append((now, *unpack(m)))
-        except ConnectionClosed: pass
-        self.closed.set()
     def send(self, data=None, **message): self.ws.send(json.dumps(message) if data is None else data)
-    def wait(self, test, seconds=150):
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            found = test(self)
-            if found: return found
-            time.sleep(.01)
-        raise AssertionError(f"waited in vain: {self.messages[-3:]}, {len(self.blocks)} blocks")
-    def error(self): return self.wait(lambda c: next((m for m in c.messages if m["type"] == "error"), None))
+    def error(self): return self.wait(Reader.errors)[0]
     def close(self): self.ws.close()
 
 

@@ -78,13 +78,8 @@ def test_the_command_line_streams_the_release_over_five_processes(config, tmp_pa
 @pytest.mark.parametrize("wrong, words", [(dict(ckpt=""), "needs --ckpt"), (dict(ckpt="nowhere"), "nowhere is not a folder"), (dict(preset="nano"), "--ckpt is for wan-s2v-14b"),
                                           (dict(compat="other"), "unknown compat"), (dict(precision="int3"), "unknown precision"), (dict(size="100x100"), "multiples of 16"),
                                           (dict(resume=True), "no checkpoint yet"), (dict(checkpoint_every=2), "no checkpoint yet"), (dict(image="gone.png"), "gone.png")])
-def test_refused_in_one_line(config, wrong, words, tmp_path, capsys):
-    import json
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(vars(replace(config, **wrong))))
-    assert torchrun_main(["--config", str(path)]) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and words in lines[0]
+def test_refused_in_one_line(config, wrong, words, refusal):
+    assert words in refusal(torchrun_main, replace(config, **wrong))
 
 
 def test_a_folder_with_a_hole_is_refused_before_five_processes_start(config, tmp_path):

@@ -248,10 +248,10 @@ def check(self:TPPConfig, local:range|None=None)->Placement:
     return place
 
 # %% ../../nbs/43b_stream.settings.ipynb #05ebd0df
-def needed_gb(config:TPPConfig, place:Placement, rank:int, bytes_each:int=2)->float:
-    "Gigabytes (1e9) that a rank needs by the planner's model."
+def needed_gb(config:TPPConfig, place:Placement, rank:int, bytes_each:int=2, parts:Parts=None)->float:
+    "Gigabytes (1e9) that a rank needs by the planner's model; `parts`: the run's, if they are at hand."
     from liveavatar_nb.stream.cost import device_gb, get_arch, model_cost
-    arch, (high, wide) = get_arch(config.preset), parts_of(config).preset.size
+    arch, (high, wide) = get_arch(config.preset), (parts or parts_of(config)).preset.size
     bits = "fp8" if config.precision in ("float8", "int8") else "bf16"
     return device_gb(arch, model_cost(arch, wide, high), bits, len(place.stages[rank]), rank == place.decode, rank == 0) * bytes_each / 2
 
@@ -259,10 +259,10 @@ def needed_gb(config:TPPConfig, place:Placement, rank:int, bytes_each:int=2)->fl
 def check_memory(self:TPPConfig, place:Placement, local:range):
     "ValueError if the ranks of this machine don't fit onto its GPUs."
     if device_of(self).type == "cpu" or self.preset == "tiny": return
-    need, count = {}, torch.cuda.device_count()
+    need, count, parts = {}, torch.cuda.device_count(), parts_of(self)      # one look at the picture and the folder, for all ranks
     for i, rank in enumerate(local):
-        size = parts_of(self).dtype(device_of(self, i)).itemsize
-        need[i % count] = need.get(i % count, 0) + needed_gb(self, place, rank, size)
+        size = parts.dtype(device_of(self, i)).itemsize
+        need[i % count] = need.get(i % count, 0) + needed_gb(self, place, rank, size, parts)
     for gpu, gb in need.items():
         card = torch.cuda.get_device_properties(gpu)
         if gb * 1e9 > card.total_memory:
