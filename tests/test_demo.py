@@ -200,7 +200,7 @@ def uploads(page, folder):
     assert "drawn faces" in page.inner_text(".crop")
     page.click("text=Use this square")
     wait(lambda: "photo.png is the portrait now" in page.inner_text(".lav-demo"), 60, what="the photograph as portrait")
-    wait(lambda: "another face" in page.locator("select").first.evaluate("s => s.selectedOptions[0].text"), 20, what="the menu")
+    wait(lambda: "another face" in page.locator("select").first.evaluate("s => s.selectedOptions[0].text").replace("\xa0", " "), 20, what="the menu")
 
 
 def own_kernels():

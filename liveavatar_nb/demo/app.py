@@ -106,6 +106,7 @@ def start(self:Demo):
         live.steps = self.pace.best() if live.auto else self.steps.value
         if self.live is not None: live.voices = self.live.voices         # what was queued before Start
         live.blocks_of(self.block_frames.value)
+        live.cuts = self.player.cuts                                     # it knows of the interruptions of earlier runs
         self.eyes, self.live, self.shown_at = Eyes(self.face), live, 0.
         self.feed = Feed(self.player, live.clips(), on_clip=self.watch, on_end=self.ended)
         self.feed.start()

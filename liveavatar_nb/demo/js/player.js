@@ -227,7 +227,7 @@ function render({ model, el }) {
   // the watchdog: the kernel answers each report; when it falls silent, say so instead of showing a frozen face
   function alive() {
     wired = performance.now();
-    if (st.lost) { st.lost = false; note.dataset.kind = ''; showStatus(); look(); }
+    if (st.lost) { st.lost = false; send({ k: 'stop' }); note.dataset.kind = ''; showStatus(); look(); }    // the page has let go of that run: so must the kernel
   }
   function watchdog() {
     if (!wired || st.lost || performance.now() - wired < 1000 * SILENT_S) return;
