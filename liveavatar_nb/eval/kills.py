@@ -32,7 +32,7 @@ def moments(rng, frames:int, kills:int)->list:
 # %% ../../nbs/54_eval.kills.ipynb #49787eea
 @dataclass
 class Task:
-    "A film that is made again and again: its frames and sound undisturbed, and the seconds to its first segment (`ready`) and to its end."
+    "A film made again and again: undisturbed frames and sound; seconds to its first segment (`ready`), its end (`took`), a frame (`pace`)."
     folder:Path
     preset:str = "pico"
     segment_seconds:float = .96
@@ -41,6 +41,7 @@ class Task:
     sound:np.ndarray = None
     ready:float = 0.
     took:float = 0.
+    pace:float = 0.
     def argv(self, name:str, resume:bool=False)->list:
         "The command that makes it, or goes on with it."
         options = dict(audio=self.folder/"voice.wav", image=self.folder/"face.png", text="calm", outdir=self.folder, name=name,
@@ -102,6 +103,7 @@ def whole(task:Task, limit:float=3600.)->Task:
         raise OutputError(f"the undisturbed film failed: {last_words(task)}")
     task.took = time.perf_counter() - began
     task.frames, task.sound = read_video(task.film("whole"))
+    task.pace = (task.took - task.ready) / len(task.frames)
     return task
 
 # %% ../../nbs/54_eval.kills.ipynb #4a7dc7b0
@@ -150,9 +152,15 @@ def kill(process, how:str)->str|None:
 def live(task:Task, rng, process, name:str, target):
     "Wait until it is time to kill: while the run starts (None), or anywhere in the two segments after `target` frames; or until it ends."
     if target is None: return process.join(rng.uniform(0, task.ready))
-    while process.exitcode is None and finished(task, name) < target: process.join(.02)
-    process.join(rng.uniform(0, 2) * (task.took - task.ready) * 25 * task.segment_seconds / len(task.frames))
+    began, marks = time.perf_counter(), [(0., finished(task, name))]           # when how many frames were finished
+    while process.exitcode is None and (now := finished(task, name)) < target:
+        if now > marks[-1][1]: marks.append((time.perf_counter() - began, now))
+        process.join(.02)
+    if len(marks) > 1: task.ready = marks[1][0]
+    if len(marks) > 2: task.pace = (marks[-1][0] - marks[1][0]) / (marks[-1][1] - marks[1][1])
+    process.join(rng.uniform(0, 2) * 25 * task.segment_seconds * task.pace)
 
+# %% ../../nbs/54_eval.kills.ipynb #0a0462ef
 def one_film(task:Task, rng, kills:int, name:str="killed")->tuple: # rows of the kills, what is wrong in the end
     "Make a film while it is killed so many times at random moments; the folder is as before afterwards."
     rows = []
@@ -200,10 +208,11 @@ def bench_kills(n:int=200, seconds:float=60., preset:str="pico", segment_seconds
     with tempfile.TemporaryDirectory() as folder, keys_in(Path(folder)/"keys"):
         bring(Path(folder), seconds, seed)
         task, rng, rows, wrong = whole(Task(Path(folder), preset, segment_seconds, steps)), np.random.default_rng(seed), [], []
+        ready = task.ready                                                # of the undisturbed film
         while len(rows) < n and time.monotonic() < until:
             more, end = one_film(task, rng, min(each, n - len(rows)), f"film{len(wrong)}")
             rows += more; wrong.append(end)
             bad = [r["problem"] for r in rows if r["problem"]], [w for w in wrong if w]
             said = f"{len(rows)} kills, {len(wrong)} films: {len(bad[0])} problems, {len(bad[1])} films differ"
             print(said, *bad[0][-1:], *bad[1][-1:], flush=True)
-        return summary(task, rows, wrong, each)
+        return summary(task, rows, wrong, each) | dict(first_segment_after_s=round(ready, 1))

@@ -51,8 +51,8 @@ def copy_latents(net:DiT,
 def copy_batch(net:DiT, clips:LatentClips, step:int, seed:int, batch:int, levels:tuple, blocks:int=2)->tuple[Tensor, np.ndarray]:
     "Latents (B, C, 1 + 3 blocks, h, w) in the student's hand, and the films (B, 12 blocks, H, W, 3) that the last 3 blocks of latent frames stand for."
     b, rng = clips.batch(step, batch, 4, seed), torch.Generator().manual_seed(mix(seed, step, 31))
-    z, n = copy_latents(net, b, levels, rng), 3 * blocks
-    at = 3 * int(torch.randint(0, 5 - blocks, (1,), generator=rng))
+    n, at = 3 * blocks, 3 * int(torch.randint(0, 5 - blocks, (1,), generator=rng))     # drawn first: the same piece for all levels
+    z = copy_latents(net, b, levels, rng)
     own = [clips[int(i)] for i in b["clip"]]
     if at: before = z[:, :, at - 1:at]
     else: before = torch.from_numpy(np.stack([c["latents"][int(s) - 1] for c, s in zip(own, b["start"])])).float()[:, :, None]
