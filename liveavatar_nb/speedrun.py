@@ -62,7 +62,7 @@ def quality(step:str, out:Path, preset, clips:int=4, frames:int=84)->dict:
     if step not in ("forcing", "ode", "distill"): return {}
     avatar = LiveAvatar.from_pretrained(p, weights=weights, vae=out/"vae/weights.safetensors")
     exam = evaluate(avatar, exam_clips("short", clips, p.size[0], frames))
-    return {k: exam[k] for k in ("correlation", "identity", "retrieval", "mood", "flicker", "variance_head", "evaluations", "seconds_per_block")}
+    return {k: exam[k] for k in ("distance", "broken", "correlation", "identity", "retrieval", "mood", "flicker", "variance_head", "evaluations", "seconds_per_block")}
 
 # %% ../nbs/39_train.speedrun.ipynb #8967d8c8
 def speedrun(hours:float=8., out="runs/speedrun", preset:str="pico", clips_per_hour:int=96, exam:int=8,
