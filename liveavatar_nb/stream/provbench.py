@@ -10,6 +10,7 @@ __all__ = ['CHANGES', 'PARTS', 'encode', 'decode', 'write_film', 'psnr', 'bench_
 import argparse
 import io
 import os
+import sys
 import tempfile
 import time
 from fractions import Fraction
@@ -177,10 +178,9 @@ def json_of(path)->dict:
 # %% ../../nbs/47f_stream.provbench.ipynb #c4465c75
 def main(argv=None):
     "The bench's command line."
-    import sys
-    from liveavatar_nb.cli import record, write_json
+    from liveavatar_nb.stream.calls import record, write_json
     argv = list(sys.argv[1:] if argv is None else argv)
-    a = argparse.ArgumentParser(prog="python -m liveavatar_nb.stream.provenance", description="Count what marks and seals promise.")
+    a = argparse.ArgumentParser(prog="python -m liveavatar_nb.stream.provbench", description="Count what marks and seals promise.")
     a.add_argument("what", choices=["bench"])
     a.add_argument("--json", default="-", help="write the record here, beside what it holds already (- for the screen)")
     a.add_argument("--parts", default=",".join(PARTS), help="some of " + ", ".join(PARTS))
@@ -197,5 +197,9 @@ def main(argv=None):
             start = time.perf_counter()
             result = PARTS[part](**count.get(part, {}))
             row = record(result | dict(took_s=round(time.perf_counter() - start, 1)), argv)
-            row["command"] = "python -m liveavatar_nb.stream.provenance " + " ".join(argv)
+            row["command"] = "python -m liveavatar_nb.stream.provbench " + " ".join(argv)
             write_json(a.json, json_of(a.json) | {part: row})
+
+# %% ../../nbs/47f_stream.provbench.ipynb #32a3626c
+#| eval: false
+if __name__ == "__main__" and "__file__" in globals(): main()

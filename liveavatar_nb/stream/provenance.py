@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['AI', 'WINDOW', 'manifest_for', 'Provenance', 'certificates', 'read_c2pa', 'windows', 'read_id', 'own_fingerprint',
-           'verify', 'say', 'main']
+           'verify', 'say']
 
 # %% ../../nbs/47e_stream.provenance.ipynb #60044313
 import datetime as dt
 import hashlib
 import json
 import os
-import sys
 import warnings
 from pathlib import Path
 
@@ -250,13 +249,3 @@ def say(r:dict)->str:
     if r["mark"]: lines.append(f"  invisible mark {r['mark']['id']}, {r['mark']['sigma']} sigma")
     if r["c2pa"]: lines.append(f"  C2PA manifest: {_word(r['c2pa']['state'])}, of {_word(r['c2pa'].get('signer'))}")
     return "\n".join(lines + [f"  note: {n}" for n in r["notes"]])
-
-# %% ../../nbs/47e_stream.provenance.ipynb #525e17b8
-def main(argv=None):
-    "python -m liveavatar_nb.stream.provenance bench --json results/provenance.json"
-    from liveavatar_nb.stream.provbench import main
-    return main(argv)
-
-# %% ../../nbs/47e_stream.provenance.ipynb #ccf5b4a9
-#| eval: false
-if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['random_film', 'to_video', 'to_frames', 'vae_batch', 'film_loss', 'vae_loss', 'psnr', 'held_out_psnr',
-           'set_latent_scale', 'patches_of_films', 'components', 'hadamard_turn', 'exchange_components', 'linear_code',
+           'set_latent_scale', 'patches_of_films', 'components', 'hadamard_turn', 'linear_code', 'exchange_components',
            'train_vae']
 
 # %% ../../nbs/30b_train.vae.ipynb #98dafbd1
@@ -94,7 +94,7 @@ def set_latent_scale(vae:VideoVAE, films:int=96, seed:int=1, size:int=128, world
     z = torch.cat([vae.encode(to_video(random_film(rng, 13, size, world=world))) for _ in range(films)])
     vae.latent_mean.copy_(z.mean((0, 2, 3, 4))); vae.latent_std.copy_(z.std((0, 2, 3, 4)))
 
-# %% ../../nbs/30b_train.vae.ipynb #d919b2d7
+# %% ../../nbs/30b_train.vae.ipynb #aad3f815
 def patches_of_films(vae:VideoVAE, films:int=200, seed:int=0, world="calm")->Tensor:
     "(N, 768) cells of 4×8×8 pixels of random training films, a quarter of them small, all of them in a close-up."
     rng, sizes = np.random.default_rng([seed, 76]), (64,) * 4 if world_of(world).zoom > 1 else (128, 128, 128, 64)
@@ -105,31 +105,48 @@ def components(x:Tensor, n:int)->tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(x.T @ x / len(x))
     return vectors[:, -n:].flip(1), values[-n:].flip(0) ** .25
 
+# %% ../../nbs/30b_train.vae.ipynb #d919b2d7
 def hadamard_turn(n:int)->Tensor:
     "The orthogonal (n, n) matrix of equal entries ±1/√n; n a power of two."
     from scipy.linalg import hadamard
     return torch.as_tensor(hadamard(n) / n ** .5, dtype=torch.float32)
 
 @torch.no_grad()
-def exchange_components(vae:VideoVAE, n:int, x:Tensor):
-    "Give the `n` weakest components of the linear path to the strongest changes within a cell's four frames; `x` from `patches_of_films`."
-    frames, turn, line = x.unflatten(1, (3, 4, 64)), hadamard_turn(vae.config.z_dim), vae.linear
-    u, scale = components((frames - frames.mean(2, keepdim=True)).flatten(1), n)
-    code, bias, back = turn.T @ line.into.weight, turn.T @ line.into.bias, line.out.weight @ turn
-    code[-n:], bias[-n:], back[:, -n:] = (u / scale).T, 0., u * scale
-    line.into.weight.copy_(turn @ code); line.into.bias.copy_(turn @ bias); line.out.weight.copy_(back @ turn.T)
-
-@torch.no_grad()
 def linear_code(vae:VideoVAE, films:int=200, seed:int=0, moving:int=2, world="calm"):
     "Set the linear path to principal components of training films, `moving` of them changes within a cell; the decoder's convolutions add zero at first."
-    x, line = patches_of_films(vae, films, seed, world), vae.linear
+    x, path = patches_of_films(vae, films, seed, world), vae.linear
     mean, turn = x.mean(0), hadamard_turn(vae.config.z_dim)
     u, scale = components(x - mean, vae.config.z_dim)
-    line.into.weight.copy_(turn @ (u / scale).T); line.into.bias.copy_(-line.into.weight @ mean)
-    line.out.weight.copy_((u * scale) @ turn.T); line.out.bias.copy_(mean)
+    path.into.weight.copy_(turn @ (u / scale).T); path.into.bias.copy_(-path.into.weight @ mean)
+    path.out.weight.copy_((u * scale) @ turn.T); path.out.bias.copy_(mean)
     if moving: exchange_components(vae, moving, x)
-    line.into.requires_grad_(False)
+    path.into.requires_grad_(False)
     for p in vae.decoder.head[2].parameters(): p.zero_()
+
+# %% ../../nbs/30b_train.vae.ipynb #685149a0
+@torch.no_grad()
+def exchange_components(vae:VideoVAE, n:int, x:Tensor):
+    "Give the `n` weakest components of the linear path to the strongest changes within a cell's four frames; `x` from `patches_of_films`."
+    frames, turn, path = x.unflatten(1, (3, 4, 64)), hadamard_turn(vae.config.z_dim), vae.linear
+    u, scale = components((frames - frames.mean(2, keepdim=True)).flatten(1), n)
+    code, bias, back = turn.T @ path.into.weight, turn.T @ path.into.bias, path.out.weight @ turn
+    code[-n:], bias[-n:], back[:, -n:] = (u / scale).T, 0., u * scale
+    path.into.weight.copy_(turn @ code); path.into.bias.copy_(turn @ bias); path.out.weight.copy_(back @ turn.T)
+
+# %% ../../nbs/30b_train.vae.ipynb #f972cf25
+def _begin(init, config:VAEConfig, exchange:int, seed:int, size:int, world)->VideoVAE:
+    "The VAE that training starts from: `init`, or `config` with what `init` has of it."
+    vae = init if isinstance(init, VideoVAE) else VideoVAE(config)
+    given = read_weights(init)[0] if isinstance(init, (str, Path)) else {}
+    complete = vae is init or {"linear.into.weight", "decoder.head.2.weight"} <= given.keys()
+    if vae.linear is not None and not complete: linear_code(vae, seed=seed, world=world)
+    vae.load_state_dict(given, strict=False)
+    if exchange and vae.linear is None: raise ValueError("exchange is for a VAE with a linear code: leave it out, or choose a config with encoder='linear'")
+    if exchange: exchange_components(vae, exchange, patches_of_films(vae, seed=seed, world=world))
+    if vae.linear is not None:
+        vae.linear.into.requires_grad_(False)                   # the latent space stays about where it is
+        set_latent_scale(vae, size=size, world=world)
+    return vae
 
 # %% ../../nbs/30b_train.vae.ipynb #bbfc98dc
 def train_vae(
@@ -144,19 +161,13 @@ def train_vae(
     "Trains the VAE on the procedural world; returns it with averaged weights and measured latent scale, written to out/weights.safetensors too."
     torch.manual_seed(seed)
     size = 64 if world_of(world).zoom > 1 else 128
-    vae = init if isinstance(init, VideoVAE) else VideoVAE(config)
-    given = read_weights(init)[0] if isinstance(init, (str, Path)) else {}
-    if vae.linear is not None and vae is not init and not {"linear.into.weight", "decoder.head.2.weight"} <= given.keys(): linear_code(vae, seed=seed, world=world)
-    vae.load_state_dict(given, strict=False)
-    if exchange and vae.linear is None: raise ValueError("exchange is for a VAE with a linear code: leave it out, or choose a config with encoder='linear'")
-    if exchange: exchange_components(vae, exchange, patches_of_films(vae, seed=seed, world=world))
-    if vae.linear is not None:
-        vae.linear.into.requires_grad_(False)                   # the latent space stays about where it is
-        set_latent_scale(vae, size=size, world=world)
+    vae = _begin(init, config, exchange, seed, size, world)
     def step_fn(step, batch, rng): return vae_loss(vae, to_video(batch), rng)
-    fit(step_fn, vae, lambda step, seed: vae_batch(step, seed, batch, world), out, Optim(lr=lr, ema=ema), steps=steps, minutes=minutes, seed=seed, resume=resume, autocast=autocast, ahead=True,
+    fit(step_fn, vae, lambda step, seed: vae_batch(step, seed, batch, world), out, Optim(lr=lr, ema=ema), steps=steps, minutes=minutes, seed=seed,
+        resume=resume, autocast=autocast, ahead=True,
         validate=lambda: dict(psnr_held_out=held_out_psnr(vae, size, films=4, world=world)), validate_every=validate_every)
     updates = load_ema(out, vae)
     if vae.linear is None: set_latent_scale(vae, size=size, world=world)
-    save_weights(Path(out)/"weights.safetensors", vae, "vae", dict(stage="vae", updates=updates, seed=seed, batch=batch, lr=lr, ema=ema, autocast=autocast, world=world_of(world).name))
+    card = dict(stage="vae", updates=updates, seed=seed, batch=batch, lr=lr, ema=ema, autocast=autocast, world=world_of(world).name)
+    save_weights(Path(out)/"weights.safetensors", vae, "vae", card)
     return vae.eval()
