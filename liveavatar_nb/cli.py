@@ -4,22 +4,11 @@
 
 # %% auto #0
 __all__ = ['TRAIN', 'BENCH', 'app', 'MORE', 'STOPPED', 'find', 'parse_settings', 'more_options', 'fits', 'call', 'generate_tpp',
-           'official_stream', 'show_crop', 'device_name', 'commit', 'record', 'write_json', 'check_json', 'is_ours',
-           'main']
+           'check_tpp', 'official_stream', 'show_crop', 'device_name', 'commit', 'record', 'write_json', 'check_json',
+           'is_ours', 'main']
 
 # %% ../nbs/46_cli.ipynb #0c852e55
-import ast
-import contextlib
-import importlib
-import inspect
-import json
-import os
-import platform
-import shlex
-import subprocess
-import sys
-import time
-import warnings
+import ast, contextlib, importlib, inspect, json, os, platform, shlex, subprocess, sys, time, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -114,7 +103,8 @@ def generate_tpp(
         official = dict(ckpt=str(film.ckpt), compat=film.compat, size=film.size or "", precision=film.precision) if film.ckpt else {}
         told = dict(film=seals.film.hex(), visible=film.mark, manifest=seals.manifest)
         run = run_tpp(TPPConfig(str(film.audio), str(film.image), inputs.text, str(film.outdir), film.name, film.preset,
-                                placement=placement, seed=film.seed, resume=film.resume, seals=told, **official))
+                                placement=placement, seed=film.seed, resume=film.resume, seals=told,
+                                checkpoint_every=film.checkpoint_every, **official))
         seal_film(film, seals, []); thumbs, frames, sheet = Thumbnails(), count_packets(film.path)[0], film.path.with_suffix(".png")
         for frame in frames_of(film.path, frames): thumbs.add(frame[None])
         save_image(sheet, thumbs.sheet())
@@ -123,6 +113,17 @@ def generate_tpp(
                 first_block=run.first, frames=frames, seconds=round(frames / 25, 3),
                 fps=round(12 * (run.n_blocks - run.first) / took if took else 0, 2),
                 first_frame_s=round(min((r.end for r in rows if r.kind == "decode"), default=0), 3), took_s=round(run.seconds, 3))
+
+def check_tpp(film, tpp:str):
+    "Options that belong to one process alone, or to several: `ValueError` of one line."
+    one = dict(guidance=film.guidance is not None, weights=film.weights, hls=film.hls,
+               precision=film.precision != "float32" and not film.ckpt)
+    for option, given in one.items():
+        if tpp and given: raise ValueError(f"--{option} can't be used with --tpp")
+    if tpp and film.device != "auto":
+        raise ValueError("--device can't be used with --tpp: give it to torchrun -m liveavatar_nb.stream.distributed")
+    if film.checkpoint_every is None or tpp: return
+    raise ValueError("--checkpoint-every is for --tpp: one process saves after every --segment-seconds")
 
 def official_stream(film, inputs):
     "The stream of the official release in the folder `film.ckpt`."
@@ -208,14 +209,14 @@ def _generate(
     text:Annotated[str, typer.Option(help='how to talk, e.g. "calm, smiling"')]="",
     outdir:Annotated[Path, typer.Option(help="folder for NAME.mp4 and NAME.png")]=Path("outputs"),
     name:Annotated[str, typer.Option(help="name of the files")]="demo",
-    preset:Annotated[str, typer.Option(help="pico | nano (default: nano where the machine can)")]="",
+    preset:Annotated[str, typer.Option(help="pico | nano (default: nano where the machine can) | wan-s2v-14b | wan-s2v-1.3b")]="",
     weights:Annotated[Optional[str], typer.Option(help="another weights file (safetensors)")]=None,
     seed:Annotated[int, typer.Option(help="same seed, same video (with the same number of threads)")]=0,
     steps:Annotated[Optional[int], typer.Option(help="denoising steps a block (default: the weights' own, 4)")]=None,
     guidance:Annotated[Optional[float], typer.Option(help="guidance weight, 1 is off (default: the weights' own)")]=None,
     precision:Annotated[str, typer.Option(help="float32 | bfloat16 | auto: bfloat16 where the device is fast at it; wan-s2v-14b also float8 | int8")]="float32",
     device:Annotated[str, typer.Option(help="auto | cpu | cuda | cuda:1; auto takes a GPU if there is one")]="auto",
-    ckpt:Annotated[Optional[Path], typer.Option(help="wan-s2v-14b: the official release's folder")]=None,
+    ckpt:Annotated[Optional[Path], typer.Option(help="wan-s2v-14b, wan-s2v-1.3b: the folder of the release, or one of the same layout")]=None,
     compat:Annotated[str, typer.Option(help="wan-s2v-14b: official = the released pipeline's ways, quirks and all")]="",
     size:Annotated[Optional[str], typer.Option(help="wan-s2v-14b: WIDTHxHEIGHT, multiples of 16 (default: from the picture)")]=None,
     crop:Annotated[Optional[str], typer.Option(help="square of the picture: left,top,side in pixels, or top | middle | bottom | left | right")]=None,
@@ -226,18 +227,16 @@ def _generate(
     mark:Annotated[bool, typer.Option(help="the visible mark; without it the manifest says so")]=True,
     consent:Annotated[Optional[Path], typer.Option(help="who allowed this face and voice (liveavatar-nb consent)")]=None,
     tpp:Annotated[str, typer.Option(help='run as a pipeline of so many processes, or with a placement like "01|23|D"')]="",
+    checkpoint_every:Annotated[Optional[int], typer.Option(help="with --tpp: blocks between checkpoints (usual: 4; wan-*: none)")]=None,
     json:Annotated[Optional[Path], typer.Option("--json", help="write times and sizes here (- for the screen)")]=None,
 ):
     "Turn a portrait, a voice and a sentence into a talking video."
     from liveavatar_nb.stream.making import Film, make_film
     film = Film(audio, image, text, outdir, name, preset, weights, seed, steps, guidance, precision, crop, segment_seconds, resume, hls, mark, consent,
-                device, ckpt, compat, size)
+                device, ckpt, compat, size, checkpoint_every)
     say = lambda line: print(line, file=sys.stderr)
     if preview: return show_crop(film, say)
-    for option, given in (("--guidance", guidance is not None), ("--precision", precision != "float32" and not ckpt), ("--weights", weights), ("--hls", hls)):
-        if tpp and given: raise ValueError(f"{option} can't be used with --tpp")
-    if tpp and device != "auto": raise ValueError("--device can't be used with --tpp: give it to torchrun -m liveavatar_nb.stream.distributed")
-    check_json(json)
+    check_tpp(film, tpp); check_json(json)
     try: report = generate_tpp(tpp, film, say) if tpp else make_film(film, sys.stderr.isatty(), say, **(dict(begin=official_stream) if ckpt else {}))
     except KeyboardInterrupt as e: return 128 + getattr(e, "signal", 2)
     if json: write_json(json, record(report, _argv))

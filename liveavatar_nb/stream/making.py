@@ -55,6 +55,7 @@ class Film:
     ckpt:str|Path|None = None   # wan-s2v-14b: the official release's folder; then also
     compat:str = ""             # official = the released pipeline's ways
     size:str|None = None        # WIDTHxHEIGHT
+    checkpoint_every:int|None = None    # of a pipeline of processes: blocks between checkpoints
     def __post_init__(self): self.check()
 
 # %% ../../nbs/45b_stream.making.ipynb #160a7bb8
@@ -72,7 +73,8 @@ def check(self:Film):
     if self.steps is not None and not 1 <= self.steps <= 200: raise ValueError(f"--steps {self.steps}: give 1 to 200")
     from liveavatar_nb.stream.settings import check_release
     check_release(self.preset, self.ckpt, self.compat, self.size)
-    if self.ckpt and self.resume: raise ValueError("--resume can't be used with --ckpt: the official stream has no checkpoint yet")
+    every = self.checkpoint_every
+    if every is not None and not 0 <= every <= 100_000: raise ValueError(f"--checkpoint-every {every}: give blocks, 0 is never")
     if self.seed < 0 or self.seed >= 2**63: raise ValueError(f"--seed {self.seed}: give a whole number from 0 on")
 
 @patch(as_prop=True)
@@ -132,6 +134,7 @@ def make_film(
     begin=begin_stream, # gives the stream; the command line has another one for the official release
 )->dict: # video, sheet, frames, seconds, fps, first_frame_s, ...
     "Make a film, or go on with it. `ValueError`, `OSError`: one line; what is finished stays and can be gone on with."
+    if film.ckpt and film.resume: raise ValueError("--resume with --ckpt needs --tpp, begun with --checkpoint-every")
     inputs, start = read_inputs(film, say), time.perf_counter()
     check_writable(film.outdir)
     with Job(film.path, film.resume) as job:
