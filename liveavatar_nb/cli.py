@@ -20,7 +20,7 @@ TRAIN = {"vae": "liveavatar_nb.train.vae:train_vae", "teacher": "liveavatar_nb.t
          "distill": "liveavatar_nb.train.distill:train_distill", "decoder": "liveavatar_nb.train.decoder:train_decoder", "ode": "liveavatar_nb.train.ode:train_ode", "paths": "liveavatar_nb.train.ode:make_paths",
          "probe": "liveavatar_nb.eval.probe:train_probe", "latents": "liveavatar_nb.train.latents:make_latents",
          "sounds": "liveavatar_nb.train.ear:make_sounds", "ear": "liveavatar_nb.train.ear:train_ear", "change-ear": "liveavatar_nb.train.ear:change_ear", "lora": "liveavatar_nb.wan.lora:train_lora",
-         "from-video": "liveavatar_nb.wan.small:train_from_video"}
+         "from-video": "liveavatar_nb.wan.small:train_from_video", "sharded": "liveavatar_nb.wan.shard:train_sharded"}
 BENCH = {what: f"liveavatar_nb.bench:bench_{what}" for what in ("stream", "block", "dit", "vae", "metrics")} | {
     "tpp": "liveavatar_nb.stream.tppbench:bench_tpp", "forecast": "liveavatar_nb.stream.forecast:bench_forecast", "genbench": "liveavatar_nb.eval.genbench:bench_genbench", "moods": "liveavatar_nb.eval.diagnosis:bench_moods", "hearing": "liveavatar_nb.eval.diagnosis:bench_hearing", "poses": "liveavatar_nb.eval.diagnosis:bench_poses",
     "sheet": "liveavatar_nb.eval.genbench:bench_sheet", "lips": "liveavatar_nb.eval.lips:bench_lips", "interruptions": "liveavatar_nb.serve.watching:bench_interruptions", "listening": "liveavatar_nb.serve.watching:bench_listening",
