@@ -20,7 +20,7 @@ from .stream.calls import call, check_json, find, more_options, parse_settings, 
 TRAIN = {what: f"liveavatar_nb.train.{what}:train_{what}" for what in ("vae", "teacher", "forcing", "distill", "decoder", "ode", "ear")} | {
     "paths": "liveavatar_nb.train.ode:make_paths", "probe": "liveavatar_nb.eval.probe:train_probe", "latents": "liveavatar_nb.train.latents:make_latents",
     "sounds": "liveavatar_nb.train.ear:make_sounds", "change-ear": "liveavatar_nb.train.ear:change_ear", "lora": "liveavatar_nb.wan.lora:train_lora",
-    "from-video": "liveavatar_nb.wan.small:train_from_video"}
+    "from-video": "liveavatar_nb.wan.small:train_from_video", "sharded": "liveavatar_nb.wan.shard:train_sharded"}
 BENCH = {what: f"liveavatar_nb.bench:bench_{what}" for what in ("stream", "block", "dit", "vae", "metrics")} | {
     what: f"liveavatar_nb.{module}:bench_{what}" for module, names in {
         "stream.tppbench": ("tpp",), "stream.forecast": ("forecast",), "eval.genbench": ("genbench", "sheet"), "eval.diagnosis": ("moods", "hearing", "poses"),
@@ -57,7 +57,7 @@ def _settings_of(film, inputs, seals, placement:str):
     official = dict(ckpt=str(film.ckpt), compat=film.compat, size=film.size or "", precision=film.precision) if film.ckpt else {}
     told = dict(film=seals.film.hex(), visible=film.mark, manifest=seals.manifest)
     return TPPConfig(str(film.audio), str(film.image), inputs.text, str(film.outdir), film.name, film.preset,
-                     placement=placement, seed=film.seed, resume=film.resume, seals=told, **official)
+                     placement=placement, seed=film.seed, resume=film.resume, seals=told, checkpoint_every=film.checkpoint_every, **official)
 
 def _sheet_of(film, frames:int)->Path:
     "Thumbnails of the finished film, beside it."
@@ -116,14 +116,14 @@ def _generate(
     text:Annotated[str, typer.Option(help='how to talk, e.g. "calm, smiling"')]="",
     outdir:Annotated[Path, typer.Option(help="folder for NAME.mp4 and NAME.png")]=Path("outputs"),
     name:Annotated[str, typer.Option(help="name of the files")]="demo",
-    preset:Annotated[str, typer.Option(help="pico | nano (default: nano where the machine can)")]="",
+    preset:Annotated[str, typer.Option(help="pico | nano (default: nano where the machine can) | wan-s2v-14b | wan-s2v-1.3b")]="",
     weights:Annotated[Optional[str], typer.Option(help="another weights file (safetensors)")]=None,
     seed:Annotated[int, typer.Option(help="same seed, same video (with the same number of threads)")]=0,
     steps:Annotated[Optional[int], typer.Option(help="denoising steps a block (default: the weights' own, 4)")]=None,
     guidance:Annotated[Optional[float], typer.Option(help="guidance weight, 1 is off (default: the weights' own)")]=None,
     precision:Annotated[str, typer.Option(help="float32 | bfloat16 | auto: bfloat16 where the device is fast at it; wan-s2v-14b also float8 | int8")]="float32",
     device:Annotated[str, typer.Option(help="auto | cpu | cuda | cuda:1; auto takes a GPU if there is one")]="auto",
-    ckpt:Annotated[Optional[Path], typer.Option(help="wan-s2v-14b: the official release's folder")]=None,
+    ckpt:Annotated[Optional[Path], typer.Option(help="wan-s2v-14b, wan-s2v-1.3b: the folder of the release, or one of the same layout")]=None,
     compat:Annotated[str, typer.Option(help="wan-s2v-14b: official = the released pipeline's ways, quirks and all")]="",
     size:Annotated[Optional[str], typer.Option(help="wan-s2v-14b: WIDTHxHEIGHT, multiples of 16 (default: from the picture)")]=None,
     crop:Annotated[Optional[str], typer.Option(help="square of the picture: left,top,side in pixels, or top | middle | bottom | left | right")]=None,
@@ -134,18 +134,16 @@ def _generate(
     mark:Annotated[bool, typer.Option(help="the visible mark; without it the manifest says so")]=True,
     consent:Annotated[Optional[Path], typer.Option(help="who allowed this face and voice (liveavatar-nb consent)")]=None,
     tpp:Annotated[str, typer.Option(help='run as a pipeline of so many processes, or with a placement like "01|23|D"')]="",
+    checkpoint_every:Annotated[Optional[int], typer.Option(help="with --tpp: blocks between checkpoints (usual: 4; wan-*: none)")]=None,
     json:Annotated[Optional[Path], typer.Option("--json", help="write times and sizes here (- for the screen)")]=None,
 ):
     "Turn a portrait, a voice and a sentence into a talking video."
-    from liveavatar_nb.stream.making import Film, make_film
+    from liveavatar_nb.stream.making import Film, check_tpp, make_film
     film = Film(audio, image, text, outdir, name, preset, weights, seed, steps, guidance, precision, crop, segment_seconds, resume, hls, mark, consent,
-                device, ckpt, compat, size)
+                device, ckpt, compat, size, checkpoint_every)
     say = lambda line: print(line, file=sys.stderr)
     if preview: return show_crop(film, say)
-    for option, given in (("--guidance", guidance is not None), ("--precision", precision != "float32" and not ckpt), ("--weights", weights), ("--hls", hls)):
-        if tpp and given: raise ValueError(f"{option} can't be used with --tpp")
-    if tpp and device != "auto": raise ValueError("--device can't be used with --tpp: give it to torchrun -m liveavatar_nb.stream.distributed")
-    check_json(json)
+    check_tpp(film, tpp); check_json(json)
     try: report = generate_tpp(tpp, film, say) if tpp else make_film(film, sys.stderr.isatty(), say, **(dict(begin=official_stream) if ckpt else {}))
     except KeyboardInterrupt as e: return 128 + getattr(e, "signal", 2)
     if json: write_json(json, record(report, _argv))

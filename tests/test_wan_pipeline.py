@@ -1,5 +1,6 @@
 "The official network over several processes (64b_wan.pipeline): the film of one process, parts only where they are needed, refusals before anything is loaded."
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from liveavatar_nb.cli import main  # noqa: E402
 from liveavatar_nb.data.audio import load_audio, save_wav  # noqa: E402
 from liveavatar_nb.stream.distributed import main as torchrun_main, run_tpp  # noqa: E402
 from liveavatar_nb.stream.film import read_video  # noqa: E402
-from liveavatar_nb.stream.settings import TPPConfig, one_process, parts_of  # noqa: E402
-from liveavatar_nb.wan.avatar import OfficialAvatar, fit_picture, official_type, size_for  # noqa: E402
+from liveavatar_nb.stream.live import WAVE, LiveRun  # noqa: E402
+from liveavatar_nb.stream.settings import TPPConfig, TPPError, one_process, parts_of  # noqa: E402
+from liveavatar_nb.wan.avatar import LOST, OfficialAvatar, fit_picture, official_type, size_for  # noqa: E402
 from liveavatar_nb.wan.checkpoint import write_tiny  # noqa: E402
 from liveavatar_nb.wan.encoders import write_tiny_encoders  # noqa: E402
 from liveavatar_nb.wan.pipeline import OfficialSound  # noqa: E402
@@ -77,13 +79,56 @@ def test_the_command_line_streams_the_release_over_five_processes(config, tmp_pa
 
 @pytest.mark.parametrize("wrong, words", [(dict(ckpt=""), "needs --ckpt"), (dict(ckpt="nowhere"), "nowhere is not a folder"), (dict(preset="nano"), "--ckpt is for wan-s2v-14b"),
                                           (dict(compat="other"), "unknown compat"), (dict(precision="int3"), "unknown precision"), (dict(size="100x100"), "multiples of 16"),
-                                          (dict(resume=True), "no checkpoint yet"), (dict(checkpoint_every=2), "no checkpoint yet"), (dict(image="gone.png"), "gone.png")])
+                                          (dict(resume=True), "nothing is saved where checkpoint_every is 0"), (dict(image="gone.png"), "gone.png"),
+                                          (dict(live="localhost:1/key", compat="official"), "can't hear live")])
 def test_refused_in_one_line(config, wrong, words, refusal):
     assert words in refusal(torchrun_main, replace(config, **wrong))
 
 
+@pytest.mark.parametrize("compat", ["", "official"])
+def test_a_killed_run_goes_on(config, compat):
+    "Killed at block 7 of 8, with a checkpoint after every second: what is made after that has the bits of an uninterrupted run."
+    save_wav(config.folder.parent / "long.wav", (.1 * np.random.default_rng(2).normal(size=8 * WAVE)).astype(np.float32))
+    c = replace(config, audio=str(config.folder.parent / "long.wav"), placement="01|23|D", name=f"killed{compat}", compat=compat, refresh_at=4 if compat else 1, checkpoint_every=2)
+    with pytest.raises(TPPError, match=r"rank 1 \(step 2 3\) died .*--resume"): run_tpp(c, fault=[1, 7, "kill"])
+    with pytest.raises(ValueError, match="begun with another seed"): run_tpp(c, resume=True, seed=3)
+    again, judge = run_tpp(c, resume=True), one_process(c)
+    lost = LOST * bool(compat)
+    assert again.first in (2, 4, 6)
+    assert torch.equal(again.kept["latents"], judge["latents"][:, :, 3 * again.first:])
+    assert torch.equal(again.kept["frames"], judge["frames"][12 * again.first - lost:])
+    film, sound = read_video(c.video)
+    assert len(film) == 96 - lost and abs(len(sound) - 640 * len(film)) < 1100
+    assert np.abs(film.mean((1, 2)) - judge["frames"].numpy().mean((1, 2))).max() < 8     # H.264 changes noise a good deal, its colour little
+
+
+def test_another_release_is_no_release_to_go_on_with(config, tmp_path):
+    other = write_tiny_encoders(write_tiny(tmp_path / "ckpt", seed=1))
+    same = shutil.copytree(config.ckpt, tmp_path / "copy")
+    marks = [parts_of(replace(config, ckpt=str(folder))).release for folder in (config.ckpt, same, other)]
+    assert marks[0] == marks[1] != marks[2]
+
+
+def test_live_sound_and_a_new_sentence(config, avatar):
+    "Pushed in crumbs, with another sentence from block 3 on: the bits of one stream that is told the same."
+    samples = load_audio(config.audio)
+    run = LiveRun(config, placement="0|123|D", name="live", audio="")
+    for piece in np.array_split(samples[:3 * WAVE], 11): run.push(piece)
+    run.say("angry, loud")
+    for piece in np.array_split(samples[3 * WAVE:], 7): run.push(piece)
+    result, clips = run.close(), list(run)
+    stream = avatar.stream(config.image, config.text, size=config.size)
+    told, plain = [clip.frames for clip in stream.push(samples[:3 * WAVE])], streamed(avatar, config)
+    stream.say("angry, loud")
+    told = np.concatenate(told + [clip.frames for clip in stream.push(samples[3 * WAVE:])] + [clip.frames for clip in stream.flush()])
+    heard = np.concatenate([clip.frames for clip in clips])
+    assert np.array_equal(heard, told) and np.array_equal(heard[:36], plain[:36]) and not np.array_equal(heard[36:], plain[36:])
+    assert np.array_equal(np.concatenate([clip.samples for clip in clips]), samples)
+    assert [set(p) for p in result.parameters] == [{"dit", "ears"}, {"dit"}, {"vae"}]
+    assert result.bytes["sentence", 0, 1] == 4 * 12 * 64 and ("sentence", 1, 2) not in result.bytes
+
+
 def test_a_folder_with_a_hole_is_refused_before_five_processes_start(config, tmp_path):
-    import shutil
     broken = Path(shutil.copytree(config.ckpt, tmp_path / "ckpt"))
     next(broken.rglob("*00002-of-*.safetensors")).unlink()
     with pytest.raises(ValueError, match="00002-of-00003.safetensors is missing"): run_tpp(config, ckpt=str(broken), name="broken")

@@ -1,16 +1,19 @@
 """`wan-s2v-1.3b`: sizes, planning, a start from a video network's names, and stage 1 from there."""
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from liveavatar_nb.cli import main
 from liveavatar_nb.model.dit import DiT
 from liveavatar_nb.model.presets import load_weights, preset
 from liveavatar_nb.stream.planner import plan
-from liveavatar_nb.wan.checkpoint import TINY, CheckpointError
+from liveavatar_nb.wan.checkpoint import EARS, TINY, WAN, CheckpointError, write_tiny
 from liveavatar_nb.wan.lora import FilmClips, tuning_loss, write_shard
-from liveavatar_nb.wan.small import FRESH, from_video, train_from_video, write_tiny_video
+from liveavatar_nb.wan.small import FRESH, from_video, save_network, train_from_video, write_tiny_video
 
 small = preset("wan-s2v-1.3b")
 tiny = replace(small, dit=TINY)
@@ -97,3 +100,36 @@ def test_stage_1_learns_to_hear(folder, tmp_path):
     assert loss[0] < .9 * loss[1] and (look(net) - look(net, False)).abs().max() > 1e-4
     saved = load_weights(tmp_path / "run" / "weights.safetensors")
     assert saved.config == net.config and (look(saved) - look(net)).abs().max() < .05
+
+
+samples = Path(__file__).resolve().parents[1] / "data" / "samples"
+
+def generate(folder, out, *more):
+    return main(["generate", "--preset", "wan-s2v-1.3b", "--ckpt", str(folder), "--size", "96x64", "--text", "calm", "--audio", str(samples / "hello.wav"),
+                 "--image", str(samples / "ada.png"), "--outdir", str(out), *more])
+
+def test_a_folder_of_the_small_network_makes_a_film(folder, tmp_path, capsys):
+    "From a video network's folder, with its VAE and text encoder, to a film; what is missing on the way is one line each."
+    pytest.importorskip("transformers", reason="the official encoders need transformers (the extra `wan`)")
+    from liveavatar_nb.stream.film import read_video
+    from liveavatar_nb.wan.encoders import HEARING, write_tiny_encoders
+    release = write_tiny_encoders(write_tiny(tmp_path / "release")) / WAN
+    for name in ("Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth"): shutil.copy(release / name, folder)
+    shutil.copytree(release / "google", folder / "google")
+    net = from_video(folder, tiny)
+    small_folder = save_network(net, tmp_path / "network", folder)
+    assert generate(small_folder, tmp_path) == 2 and capsys.readouterr().err.strip().endswith(f"{HEARING} is missing: fetch it, the folder must look like the official release")
+    shutil.copytree(release / HEARING, small_folder / HEARING)
+    assert main(["wan", "check", str(small_folder)]) == 0
+    assert generate(small_folder, tmp_path, "--name", "small", "--steps", "2") == 0, capsys.readouterr().err
+    assert read_video(tmp_path / "small.mp4")[0].shape[1:] == (64, 96, 3)
+
+def test_a_network_without_ears_is_one_line(folder, tmp_path, capsys):
+    deaf = save_network(from_video(folder, tiny), tmp_path / "deaf")
+    state = load_file(deaf / "diffusion_pytorch_model.safetensors")
+    save_file({k: v for k, v in state.items() if not k.startswith(EARS)}, deaf / "diffusion_pytorch_model.safetensors")
+    for path in (folder, deaf):
+        for more in ([], ["--tpp", "2"]):
+            assert generate(path, tmp_path, *more) == 2
+            line, = [x for x in capsys.readouterr().err.strip().splitlines() if not x.startswith("portrait:")]
+            assert line.startswith(f"error: {path} holds a video network without audio layers: `liveavatar-nb train from-video"), line

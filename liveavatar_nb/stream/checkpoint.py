@@ -137,6 +137,15 @@ def prepare(config:TPPConfig):
     for f in config.folder.glob("*.safetensors"): f.unlink(missing_ok=True)
     (config.folder / "run.json").write_text(json.dumps(fingerprint(config)))
 
+@patch
+def check_resume(self:TPPConfig):
+    "ValueError if the run that stopped here can't go on: it had other inputs, or nothing is ever saved."
+    note, now = run_note(self), fingerprint(self)
+    wrong = [k for k, v in note.items() if k != "done" and v != now.get(k)]
+    if wrong: raise ValueError(f"{self.video.name} was begun with another {', '.join(wrong)}: give the same, or start without --resume")
+    if self.every or note.get("done"): return
+    raise ValueError("nothing is saved where checkpoint_every is 0, as usual if a window is over 1 GB: give it, or leave resume out")
+
 def finished(config:TPPConfig, rank:int)->bool:
     "Was this film finished by an earlier run? The first rank's note decides for all."
     note = [bool(config.resume and run_note(config).get("done"))] if rank == 0 else [None]
@@ -148,10 +157,10 @@ def finished(config:TPPConfig, rank:int)->bool:
 def open_video(self:Engine):
     "Warm the decoder with the portrait; open the film, or go on with it. A segment of the film ends where a checkpoint is."
     if not self.first: self.state = self.parts.warm(self.vae, self.begun)
-    segment, told, hooks = self.config.every or 8, self.config.seals, {}
+    segment, told, hooks = self.config.every or 8, self.config.seals, dict(lost=getattr(self.sound, "lost", 0))
     if told:
         film, visible = bytes.fromhex(told["film"]), VisibleMark() if told["visible"] else None
-        hooks = dict(mark=Stamp(film, visible), seal=Chain(film, told["manifest"]).seal_segment)
+        hooks |= dict(mark=Stamp(film, visible), seal=Chain(film, told["manifest"]).seal_segment)
     self.writer = VideoWriter.resume(self.config.video, self.preset.size, self.first, self.sound.wave, segment_blocks=segment, **hooks)
     self.kept = []
     if self.first: self.watch.board.slots[self.rank]["written"] = self.first

@@ -81,8 +81,7 @@ def random(self:TPPConfig)->bool: return self.weights == "random" or self.preset
 @patch(as_prop=True)
 def every(self:TPPConfig)->int:
     "Blocks between checkpoints, the default worked out: a window of gigabytes isn't written every two seconds."
-    if self.live or self.ckpt: return 0
-    if self.checkpoint_every is not None: return self.checkpoint_every
+    if self.live or self.checkpoint_every is not None: return 0 if self.live else self.checkpoint_every
     p = get_preset(self.preset)
     return 0 if 4 * p.dit.dim * p.dit.layers * p.tokens_per_frame * p.window_frames > 1e9 else 4
 
@@ -123,7 +122,7 @@ def _random(make):
 # %% ../../nbs/43b_stream.settings.ipynb #b4338c81
 class Parts:
     "What a run is made of. These parts are our presets'; the official release's (chapter 64b) answer the same questions."
-    engine, history = None, AUDIO_HISTORY   # another kind of `Engine`; rows of sound before a block's own
+    engine, history, release = None, AUDIO_HISTORY, ""   # another kind of `Engine`; rows of sound before a block's own; whose weights
     def __init__(self, config:TPPConfig): self.config = config
     @property
     def preset(self)->Preset: return get_preset(self.config.preset)
@@ -243,8 +242,7 @@ def check(self:TPPConfig, local:range|None=None)->Placement:
     if self.live and self.resume: raise ValueError("a live run can't be resumed: its sound is gone; start without --resume")
     if not self.live: load_audio(self.audio)
     check_writable(self.outdir)
-    wrong = [k for k, v in run_note(self).items() if k != "done" and v != fingerprint(self).get(k)] if self.resume else []
-    if wrong: raise ValueError(f"{self.video.name} was begun with another {', '.join(wrong)}: give the same, or start without --resume")
+    if self.resume: self.check_resume()   # chapter 43e
     return place
 
 # %% ../../nbs/43b_stream.settings.ipynb #05ebd0df
@@ -275,7 +273,8 @@ FIXED = ("text", "preset", "weights", "seed", "refresh_at", "n_blocks", "precisi
 def fingerprint(config:TPPConfig)->dict:
     "What a run makes, independent of where and how fast."
     digest = lambda path: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-    files = dict(audio="live" if config.live else digest(config.audio), image=digest(config.image), provenance=config.seals.get("film", ""))
+    files = dict(audio="live" if config.live else digest(config.audio), image=digest(config.image),
+                 release=parts_of(config).release, provenance=config.seals.get("film", ""))
     return {k: getattr(config, k) for k in FIXED} | files | dict(steps=Placement.parse(config.placement).n_steps)
 
 def run_note(config:TPPConfig)->dict:

@@ -48,7 +48,7 @@ class VideoWriter:
     `announce(segment)` is told what is on the disk. Raises `OutputError` for a folder or disk that can't be written or a film that
     another run is writing, `ValueError` for a wrong block."""
     def __init__(self, path:str|Path, size:int|tuple, fps:int=25, rate:int=16000, quality:int=16,
-                 segment_blocks:int=SEGMENT_BLOCKS, mark:Callable=None, seal:Callable=None, announce:Callable=None):
+                 segment_blocks:int=SEGMENT_BLOCKS, mark:Callable=None, seal:Callable=None, announce:Callable=None, lost:int=0):
         self.path, self.fps, self.rate, self.quality = Path(path), fps, rate, quality
         self.height, self.width = (size, size) if isinstance(size, int) else size
         if self.height % 2 or self.width % 2 or min(self.height, self.width) < 16:
@@ -60,6 +60,7 @@ class VideoWriter:
         self.n_frames = self.n_samples = self.size = self.fragments = self.lead = self.frames_on_disk = self.sound_packets = 0
         self.packets, self.past, self.last, self.file, self.closed = [], np.zeros(0, np.float32), None, None, False
         self.segment_blocks, self.mark, self.seal, self.announce = segment_blocks, mark, seal, announce
+        self.lost = lost    # pictures that the first block lacks (the official release's ways, chapter 64)
         self.segment, self.colours = Segment(self.path, 0, 0, 0, 0, 0, (), False), VideoReformatter()
 
     @property
@@ -200,7 +201,8 @@ def write(self:VideoWriter,
     if len(frames): self.last = frames[-1]
     self._encode(self._marked(frames), samples.clip(-1, 1))
     self._save()
-    if self.n_frames - self.segment.first_frame >= self.segment_blocks * BLOCK_FRAMES and not self.packets: self._end_segment()
+    begun = self.segment.first_frame or -self.lost
+    if self.n_frames - begun >= self.segment_blocks * BLOCK_FRAMES and not self.packets: self._end_segment()
 
 @patch
 def _marked(self:VideoWriter, frames):
@@ -263,7 +265,7 @@ def resume(cls:VideoWriter,
     writer._say_length(None)
     writer.size, writer.fragments = ends[n_blocks - 1], n_blocks
     writer.n_frames, writer.sound_packets = count_packets(path)
-    writer.frames_on_disk, writer.n_samples = writer.n_frames, n_blocks * BLOCK_FRAMES * writer.rate // writer.fps
+    writer.frames_on_disk, writer.n_samples = writer.n_frames, (n_blocks * BLOCK_FRAMES - writer.lost) * writer.rate // writer.fps
     writer.past = np.concatenate([wave(b) for b in range(max(0, n_blocks - 2), n_blocks)]).astype(np.float32).clip(-1, 1)
     writer.segment = Segment(path, n_blocks // writer.segment_blocks, writer.n_frames, 0, writer.size, writer.size, (), False)
     writer._begin_afresh()

@@ -70,13 +70,13 @@ class Learner:
         groups = [dict(params=[p for p in rest if p.ndim > 1], weight_decay=optim.weight_decay),
                   dict(params=[p for p in rest if p.ndim < 2], weight_decay=0.)]
         adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
-        self.opts = [(adam, optim.lr)]
-        if inner: self.opts.append((Muon(inner.values(), optim.muon), optim.muon))
+        self.opts = [(adam, optim.lr)] + ([(Muon(inner.values(), optim.muon), optim.muon)] if inner else [])
     def update(self, loss:Tensor|None, factor:float=1.)->tuple[float, float]:
         "One optimiser step at `factor` times the peak rate; (loss, gradient length). Weights stay as they are if either isn't finite."
         if loss is not None: loss.backward()
         norm = nn.utils.clip_grad_norm_(list(self.named.values()), self.optim.clip if self.optim.clip > 0 else math.inf)
-        values = torch.stack([norm.detach() * 0 if loss is None else loss.detach().float(), norm.detach().float()]).tolist()
+        norm = getattr(norm, "full_tensor", norm.clone)().detach().float()     # one number, also if the weights are cut over cards (66b)
+        values = torch.stack([norm * 0 if loss is None else loss.detach().float(), norm]).tolist()
         if all(map(math.isfinite, values)):
             for opt, peak in self.opts:
                 for g in opt.param_groups: g["lr"] = peak * factor

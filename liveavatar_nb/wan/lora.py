@@ -195,7 +195,7 @@ def lora_gb(preset="wan-s2v-14b", gpus:int=8, rank:int=128, blocks:int=7)->dict:
     weights, layers = sum(w.numel() for w in net.parameters()), add_lora(net, rank)
     trained = sum(w.numel() for w in net.parameters() if w.requires_grad)
     layer = sum(w.numel() for w in net.blocks[0].parameters())
-    parts = dict(base=2 * weights / gpus, two_layers=2 * 2 * layer, adapters=16 * trained / gpus,
+    parts = dict(base=2 * weights / gpus, two_layers=2 * 2 * layer, adapters=20 * trained / gpus,
                  layer_inputs=2 * n * c.dim * c.layers, inside_a_layer=2 * n * (20 * c.dim + 3 * c.ffn_dim),
                  keys_values=2 * 2 * n // 2 * c.dim, rest=4e9)
     return dict(preset=p.name, gpus=gpus, rank=rank, layers=layers, million_adapter_numbers=round(trained / 1e6, 1),

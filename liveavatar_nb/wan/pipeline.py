@@ -6,6 +6,7 @@
 __all__ = ['OfficialSound', 'OfficialParts', 'OfficialEngine']
 
 # %% ../../nbs/64b_wan.pipeline.ipynb #909a74c6
+import hashlib
 from functools import cached_property
 
 import numpy as np
@@ -31,23 +32,32 @@ from .encoders import SoundReader, TextReader
 class OfficialSound:
     "The sound of a run: features block after block where there is a `reader`, samples for the film everywhere."
     def __init__(self, config:TPPConfig, reader:SoundReader=None, history:int=8):
-        self.samples, self.lost, self.net = load_audio(config.audio), LOST if config.compat else 0, reader and reader.net
+        self.samples, self.lost = load_audio(config.audio), LOST if config.compat else 0
         self.n_blocks = config.n_blocks or -(-len(self.samples) // (BLOCK_FRAMES * 640))
-        if reader: self.heard = self.hear(SoundBlocks(reader, BLOCK_FRAMES, history, whole=self.samples if config.compat else None))
-    def hear(self, blocks:SoundBlocks):
-        "Yield the features of one block after the other; silence follows where the sound ends."
-        size = BLOCK_FRAMES * 640
-        for b in range(self.n_blocks):
-            wave = self.samples[b * size:(b + 1) * size]
-            yield from (features for features, _ in blocks.push(np.pad(wave, (0, size - len(wave)))))
+        whole = self.samples if config.compat else None
+        self.net, self.heard = reader and reader.net, None
+        self.ears = reader and SoundBlocks(reader, BLOCK_FRAMES, history, whole=whole)
     def block(self, b:int)->torch.Tensor:
-        "(1, L, history + 12, C) features of block `b`; blocks are asked for in order."
+        "(1, L, history + 12, C) features of block `b`; any block may be the first that is asked for, then they come in order."
+        self.heard = self.heard or self.hear(b)
         return next(self.heard)
     def wave(self, b:int)->np.ndarray:
         "Samples under the pictures of block `b`; the last block ends where the sound ends."
         first, left = max(0, BLOCK_FRAMES * b - self.lost), -(-len(self.samples) // 640) - BLOCK_FRAMES * b
         n = max(0, min(left, BLOCK_FRAMES if b else BLOCK_FRAMES - self.lost))
         return self.samples[640 * first:640 * (first + n)]
+
+# %% ../../nbs/64b_wan.pipeline.ipynb #280dc3a9
+@patch
+def hear(self:OfficialSound, first:int):
+    "Yield the features of block `first` and of all after it; silence follows where the sound ends."
+    size, at = BLOCK_FRAMES * 640, max(0, first - 1)    # a resumed film listens from one block before, whose last rows are the history
+    padded = np.pad(self.samples, (0, max(0, self.n_blocks * size - len(self.samples))))
+    start = max(0, at * size - self.ears.stream.past)
+    self.ears.stream.restore(dict(held=padded[start:at * size], start=start, block=at))
+    for b in range(at, self.n_blocks):
+        for features, _ in self.ears.push(padded[b * size:(b + 1) * size]):
+            if b >= first: yield features
 
 # %% ../../nbs/64b_wan.pipeline.ipynb #64f25fc8
 class OfficialParts(Parts):
@@ -72,16 +82,34 @@ class OfficialParts(Parts):
     def dit(self, device="cpu")->DiT: return load_network(self.config.ckpt, device, self.config.precision)
     def vae(self, device="cpu")->VideoVAE: return load_vae(self.config.ckpt, device, self.dtype(device))
 
+# %% ../../nbs/64b_wan.pipeline.ipynb #1ab934e6
+@patch(as_prop=True)
+def release(self:OfficialParts)->str:
+    "Which weights: a digest of the files' names, sizes and ends."
+    digest = hashlib.sha256()
+    files = [p for p in self.folder.wan.rglob("*") if p.suffix in (".safetensors", ".pth", ".bin")]
+    for f in sorted([*files, *filter(None, [self.folder.lora])]):
+        with open(f, "rb") as data:
+            size = data.seek(0, 2)
+            data.seek(max(0, size - 4096))
+            digest.update(f"{f.name} {size} ".encode() + data.read())
+    return digest.hexdigest()[:16]
+
 # %% ../../nbs/64b_wan.pipeline.ipynb #ec55cd97
 @patch
 def begin(self:OfficialParts, vae:VideoVAE)->dict:
     "What a stream begins with: latents of the portrait and of the motion frames, and the sentence's rows. The reader is here only now."
-    c, on_cpu = self.config, vae.conv2.weight.device.type == "cpu"
+    c = self.config
     face, past = look(vae, fit_picture(c.image, *self.preset.size, bars=bool(c.compat)), self.sizes.framepack)
-    reader = TextReader(self.folder, "cpu", torch.float32 if on_cpu else torch.bfloat16, self.sizes.text_len)
-    must_fit(c.ckpt, self.sizes, text=reader)
-    begun = dict(portrait=face.float(), text=reader.rows(clean_prompt(c.text, 2000)))
+    begun = dict(portrait=face.float(), text=self.reader(vae.conv2.weight.device)(c.text))
     return begun if past is None else begun | dict(motion=past)
+
+@patch
+def reader(self:OfficialParts, device)->callable:
+    "umT5: a sentence to its rows (n, C). It works on the host, in the type that suits the network's device."
+    net = TextReader(self.folder, "cpu", torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16, self.sizes.text_len)
+    must_fit(self.config.ckpt, self.sizes, text=net)
+    return lambda text: net.rows(clean_prompt(text, 2000)).clone()
 
 @patch
 def sampler(self:OfficialParts, net:DiT, begun:dict)->OfficialSampler:
@@ -91,19 +119,22 @@ def sampler(self:OfficialParts, net:DiT, begun:dict)->OfficialSampler:
     sampler.text = sampler.conditions([begun["text"]])
     return sampler
 
-@patch
-def sampler_config(self:OfficialParts)->SamplerConfig:
-    c = self.config
-    return official_config(c.compat, c.seed, Placement.parse(c.placement).n_steps, refresh_at=c.refresh_at or None)
-
 # %% ../../nbs/64b_wan.pipeline.ipynb #fb3e7189
 @patch
 def sound(self:OfficialParts, device=None)->OfficialSound:
     "The sound of the run; with ears on `device`, if there is one."
-    if device is None: return OfficialSound(self.config)
+    return OfficialSound(self.config) if device is None else OfficialSound(self.config, self.ears(device), self.history)
+
+@patch
+def ears(self:OfficialParts, device)->SoundReader:
     reader = SoundReader(self.folder, device)
     must_fit(self.config.ckpt, self.sizes, reader)
-    return OfficialSound(self.config, reader, self.history)
+    return reader
+
+@patch
+def live_ears(self:OfficialParts, device)->tuple:
+    reader = self.ears(device)
+    return SoundBlocks(reader, BLOCK_FRAMES, self.history), reader.net
 
 @patch
 def warm(self:OfficialParts, vae:VideoVAE, begun:dict)->list:
@@ -113,11 +144,16 @@ def warm(self:OfficialParts, vae:VideoVAE, begun:dict)->list:
 def decode(self:OfficialParts, vae:VideoVAE, latents:torch.Tensor, state:list, block:int)->tuple:
     return pictures(vae, latents, state, LOST if self.config.compat and not block else 0)
 
+# %% ../../nbs/64b_wan.pipeline.ipynb #7aed8ea9
+@patch
+def sampler_config(self:OfficialParts)->SamplerConfig:
+    c = self.config
+    return official_config(c.compat, c.seed, Placement.parse(c.placement).n_steps, refresh_at=c.refresh_at or None)
+
 @patch
 def check(self:OfficialParts):
     c = self.config
-    if c.live: raise ValueError("the official network can't hear live over several processes yet: leave live out")
-    if c.resume or c.checkpoint_every: raise ValueError("the official stream has no checkpoint yet: leave resume and checkpoint_every out")
+    if c.live and c.compat: raise ValueError("compat official hears the whole file first: it can't hear live")
     self.sampler_config(), self.dtype(device_of(c))
     check_folder(c.ckpt).demand()
     fit_picture(c.image, *self.preset.size)
@@ -132,7 +168,7 @@ class OfficialEngine(Engine):
 
 @patch
 def open_inbox(self:OfficialEngine)->Inbox:
-    if self.mine: self.ear = Inbox(self.rank - 1, self.parts.heard, total=self.n_blocks, device=self.device, group=self.sounds)
+    if self.mine: self.ear = Inbox(self.rank - 1, self.parts.heard, total=self.n_blocks - self.first, device=self.device, group=self.sounds)
     return super(OfficialEngine, self).open_inbox()
 
 @patch
