@@ -32,8 +32,6 @@ class AvatarClip:
     time:float          # seconds from the stream's start to the first of these frames
     block:int
 
-
-
 # %% ../../nbs/45_stream.avatar.ipynb #b7385d96
 class BlockFeatures:
     "Samples in, blocks of audio features out: (1, history + 12, 80) with the block's samples."

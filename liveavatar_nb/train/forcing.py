@@ -90,7 +90,7 @@ def forcing_error(net:DiT, batch:dict, conditions, rng:torch.Generator, shares:d
 
 def forcing_loss(net:DiT, batch:dict, rng:torch.Generator, shares:dict=SHARES, shift:float=1., moving:float=0., drop:tuple=(.05, .05, .05),
                  throat:float=0., align:float=0., context_noise:float=.1, window_blocks:int=4, block_frames:int|tuple=3)->tuple[Tensor, dict]:
-    "Block-wise velocity loss of stage 1; one kind of noise and one size of block a batch (drawn, if several are given). Live Avatar, sec. 4.1; diffusion forcing, arXiv 2407.01392."
+    "Block-wise velocity loss of stage 1; one kind of noise and one size of block a batch (drawn, if several are given). Live Avatar, sec. 4.2; diffusion forcing, arXiv 2407.01392."
     block_frames, window_blocks = choose_blocks(block_frames, window_blocks, rng)
     frames = batch["latents"].shape[2]
     if frames % block_frames: raise ValueError(f"{frames} latent frames do not divide into blocks of {block_frames}: choose another n_blocks")
