@@ -64,7 +64,7 @@ def _sheet_of(film, frames:int)->Path:
     from liveavatar_nb.stream.film import Thumbnails, save_image
     from liveavatar_nb.stream.making import frames_of
     thumbs, sheet = Thumbnails(), film.path.with_suffix(".png")
-    for frame in frames_of(film.path, frames): thumbs.add(frame[None])
+    thumbs.add(frames_of(film.path, frames))
     save_image(sheet, thumbs.sheet())
     return sheet
 

@@ -157,7 +157,7 @@ def finished(config:TPPConfig, rank:int)->bool:
 def open_video(self:Engine):
     "Warm the decoder with the portrait; open the film, or go on with it. A segment of the film ends where a checkpoint is."
     if not self.first: self.state = self.parts.warm(self.vae, self.begun)
-    segment, told, hooks = self.config.every or 8, self.config.seals, dict(lost=getattr(self.sound, "lost", 0))
+    segment, told, hooks = self.config.every or 8, self.config.seals, dict(lost=self.sound.lost)
     if told:
         film, visible = bytes.fromhex(told["film"]), VisibleMark() if told["visible"] else None
         hooks |= dict(mark=Stamp(film, visible), seal=Chain(film, told["manifest"]).seal_segment)

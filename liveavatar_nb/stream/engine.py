@@ -143,7 +143,7 @@ def listen(self:Engine):
 @patch
 def load(self:Engine):
     "The network where steps run, the VAE where frames are made; what the stream begins with comes from there."
-    nets, begun = dict(ears=getattr(self.sound, "net", None)), [None]
+    nets, begun = dict(ears=self.sound.net), [None]
     if self.decodes:
         self.vae = nets["vae"] = self.parts.vae(self.device)
         begun = [moved(self.parts.begin(self.vae), "cpu")]

@@ -87,6 +87,7 @@ class Ear(threading.Thread):
 # %% ../../nbs/43f_stream.live.ipynb #6f6ceee9
 class Kept:
     "The sound of the block at hand, in place of `Sound`; a rank forgets what it has passed on."
+    lost = 0
     def __init__(self, end:Heard, net=None): self.heard, self.net = end, net
     def block(self, b:int)->torch.Tensor: return self.heard.features
     def wave(self, b:int)->np.ndarray: return self.heard.wave

@@ -81,7 +81,8 @@ def random(self:TPPConfig)->bool: return self.weights == "random" or self.preset
 @patch(as_prop=True)
 def every(self:TPPConfig)->int:
     "Blocks between checkpoints, the default worked out: a window of gigabytes isn't written every two seconds."
-    if self.live or self.checkpoint_every is not None: return 0 if self.live else self.checkpoint_every
+    if self.live: return 0
+    if self.checkpoint_every is not None: return self.checkpoint_every
     p = get_preset(self.preset)
     return 0 if 4 * p.dit.dim * p.dit.layers * p.tokens_per_frame * p.window_frames > 1e9 else 4
 
@@ -168,6 +169,7 @@ def sampler_config(self:Parts)->SamplerConfig:
 # %% ../../nbs/43b_stream.settings.ipynb #69dbc4dc
 class Sound:
     "The sound of a run in blocks: features with their history, and samples for the film."
+    net, lost = None, 0     # a network that hears (chapter 64b has one); pictures that the first block lacks
     def __init__(self, config:TPPConfig):
         self.samples = load_audio(config.audio)
         self.n_blocks = config.n_blocks or -(-len(self.samples) // (BLOCK_FRAMES * 640))
