@@ -192,7 +192,8 @@ def loaded(page, seconds=120):
     wait(lambda: "Press Start" in (status(page) or ""), seconds, what="weights loaded")
 
 
-CELLS = ("from liveavatar_nb.demo.app import Demo\ndemo = Demo('pico')\ndemo",)
+def cells(preset="pico"):
+    return (f"from liveavatar_nb.demo.app import Demo\ndemo = Demo('{preset}')\ndemo",)
 
 
 def watched(browser):

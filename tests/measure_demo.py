@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from browsing import CELLS, browser, find_browser, kernel_process, kernels, notebook, open_demo, open_page, served, server, start, stats, wait
+from browsing import browser, cells, find_browser, kernel_process, kernels, notebook, open_demo, open_page, served, server, start, stats, wait
 
 from liveavatar_nb.cli import record, write_json
 from liveavatar_nb.data.portrait import sample_path
@@ -107,26 +107,32 @@ def long(b, address, minutes):
     return out
 
 
-def microphone(address):
-    "Chromium's fake microphone plays a recording; the page measures from its sound to the picture."
+def microphone(address, latent_frames=3):
+    "Chromium's fake microphone plays a recording; the page measures from its sound to the picture, and where the time goes."
     with browser(sample_path("hello.wav")) as b:
         page = open_demo(b, address)
+        if latent_frames == 1:
+            page.evaluate("[...document.querySelectorAll('.widget-toggle-button')].find((b) => b.textContent.startsWith('1 (0.16')).click()")
         page.get_by_role("button", name="Speak").click()
         wait(lambda: len(stats(page)["latencies"]) > 25, 60, what="the first answers")
-        time.sleep(15)
+        budgets = []
+        for _ in range(60):
+            time.sleep(.25)
+            budgets.append(stats(page)["budget"])
         s, lat = stats(page), np.array(stats(page)["latencies"]) / 1000
         out = dict(sound_to_picture_s=dict(median=round(float(np.median(lat)), 3), p95=round(float(np.percentile(lat, 95)), 3), worst=round(float(lat.max()), 3)),
+                   budget_ms={k: round(float(np.median([b[k] for b in budgets])), 1) for k in budgets[0]}, latent_frames=latent_frames,
                    shown_in_page="sound → picture" in page.inner_text("body"), film=film(page), problems=page.problems)
         assert s["mic"], "the page never opened the microphone"
         page.close()
     return out
 
 
-def page_of_its_own(b, shots):
+def page_of_its_own(b, preset, shots):
     "`liveavatar-nb demo`: the page that Voilà serves."
     with tempfile.TemporaryDirectory() as folder:
         begin = time.monotonic()
-        with served(folder) as address:
+        with served(folder, preset) as address:
             page = open_page(b, address)
             ready = time.monotonic() - begin
             start(page)
@@ -148,7 +154,8 @@ def main():
     parser.add_argument("--json", help="write the record here")
     parser.add_argument("--minutes", type=float, default=10, help="length of the long run")
     parser.add_argument("--seconds", type=float, default=25, help="length of the short one")
-    parser.add_argument("--only", nargs="*", default=["stream", "microphone", "two", "page", "long"])
+    parser.add_argument("--only", nargs="*", default=["stream", "microphone", "microphone_1", "two", "page", "long"])
+    parser.add_argument("--preset", default="pico", help="weights of the streams in JupyterLab and on the page")
     parser.add_argument("--shots", help="folder for screenshots")
     a = parser.parse_args()
     if find_browser() is None:
@@ -157,20 +164,20 @@ def main():
     for name in a.only:
         with tempfile.TemporaryDirectory() as folder:
             for file in ("demo.ipynb", "second.ipynb"):
-                notebook(Path(folder) / file, *CELLS)
+                notebook(Path(folder) / file, *cells(a.preset))
             if name == "page":
                 with browser() as b:
-                    out[name] = page_of_its_own(b, a.shots)
+                    out[name] = page_of_its_own(b, a.preset, a.shots)
             else:
                 with server(folder) as address:
-                    if name == "microphone":
-                        out[name] = microphone(address)
+                    if name.startswith("microphone"):
+                        out[name] = microphone(address, 1 if name.endswith("_1") else 3)
                     else:
                         with browser() as b:
                             out[name] = dict(stream=lambda: stream(b, address, a.seconds, a.shots), two=lambda: two(b, address), long=lambda: long(b, address, a.minutes))[name]()
         print(name, json.dumps(out[name]), flush=True)
     if a.json:
-        write_json(a.json, record(out, []) | dict(command=f"python tests/measure_demo.py --minutes {a.minutes:g} --json {a.json}"))
+        write_json(a.json, record(out, []) | dict(command="python tests/measure_demo.py " + " ".join(sys.argv[1:])))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from PIL import Image
 
 pytest.importorskip("playwright", reason="pip install playwright")
 pytest.importorskip("anywidget")
-from browsing import CELLS, HOW, account, browser, find_browser, kernel_process, kernels, notebook, open_demo, open_page, served, server, start, stats, status, wait  # noqa: E402
+from browsing import HOW, account, browser, cells, find_browser, kernel_process, kernels, notebook, open_demo, open_page, served, server, start, stats, status, wait  # noqa: E402
 
 from liveavatar_nb.data.portrait import sample_path  # noqa: E402
 
@@ -26,7 +26,7 @@ def chrome():
 def lab(chrome, tmp_path_factory):
     "The demo in JupyterLab: (page, the server's address)."
     folder = tmp_path_factory.mktemp("lab")
-    notebook(folder / "demo.ipynb", *CELLS)
+    notebook(folder / "demo.ipynb", *cells())
     with server(folder) as address:
         yield open_demo(chrome, address), address
 
