@@ -96,8 +96,9 @@ def test_page_of_its_own(own, tmp_path):
     assert "lav-pause" in page.evaluate("document.activeElement.className"), "the keyboard's place is lost"
     assert well(page) and "import" not in page.inner_text("body")
     interrupts(page)
+    asks(page)
     pressed = page.evaluate("[...document.querySelectorAll('.widget-toggle-buttons')].map(g => g.querySelectorAll('[aria-pressed=true]').length)")
-    assert pressed == [1, 1, 1] and page.evaluate("[...document.querySelectorAll('.jupyter-widget-Collapse-header')].every(h => h.tabIndex === 0)")
+    assert pressed == [1, 1, 1, 1] and page.evaluate("[...document.querySelectorAll('.jupyter-widget-Collapse-header')].every(h => h.tabIndex === 0)")
     drawers(page)
     uploads(page, tmp_path)
     page.set_viewport_size(dict(width=420, height=900))
@@ -174,6 +175,17 @@ def interrupts(page):
     wait(lambda: stats(page)["cuts"] == before + 1 and "say-2" in stats(page)["marks"], 90, what="the interruption")
     s = stats(page)
     assert s["silentAt"] - s["cutAt"] < 400 and s["budget"]["denoise"] > 0
+
+
+def asks(page):
+    "A question, sent with Enter, is answered aloud; the line shows the words and a link to the chapter."
+    page.get_by_role("tab", name="Ask").click()
+    page.fill(".lav-question input", "What is the sink?")
+    page.press(".lav-question input", "Enter")
+    wait(lambda: "answer-2" in stats(page)["marks"], 90, what="the second sentence of the answer", seen=lambda: account(page))
+    link = page.locator("a[data-chapter]").first
+    assert "one latent frame" in page.inner_text(".lav-demo") and link.get_attribute("href").endswith("/41_stream_sink.html")
+    page.get_by_role("tab", name="Type").click()
 
 
 def drawers(page):

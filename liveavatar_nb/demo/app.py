@@ -22,6 +22,7 @@ from .controls import Controls, titled
 from .inside import Eyes, draw_sink, draw_tpp, draw_window
 from .live import BLOCK_S, Live, measure, warm_avatar
 from .player import Feed, Player, script
+from .talk import Answers
 from ..eval.metrics import load_probe
 from ..stream.avatar import release
 from ..stream.sink import attention_shares
@@ -37,14 +38,15 @@ HELP = """<div class="lav-title">Live Avatar <small>a portrait, a voice and a se
 <details class="lav-hint"><summary>How to begin</summary>Press <b>Start</b>: it breathes and looks about. Type a sentence and press <b>Say it</b> (or Ctrl+Enter); a new one interrupts.
 <b>Speak</b> uses your microphone. Then change the history or the sink, and watch the face. The faces are drawn: the small models know no photographs.</details>"""
 
-class Demo(Controls):
+class Demo(Controls, Answers):
     "The interactive demo: `Demo()` as the last line of a cell shows it."
-    def __init__(self, preset:str="auto", weights:str=None, side:int=320, folder:str|Path="outputs", mark:bool=True):
+    def __init__(self, preset:str="auto", weights:str=None, side:int=320, folder:str|Path="outputs", mark:bool=True,
+                 brain=None):    # who answers questions (chapter 70d); None: a guide to this book
         self.preset, self.weights, self.folder, self.mark = preset, weights, Path(folder), mark
         self.avatar = self.pace = self.live = self.feed = self.eyes = self.writer = None
         self.lock, self.ready, self.error, self.asked, self.told_slow = threading.RLock(), threading.Event(), None, 0, False
         self.player = Player(side=side, microphone=True)
-        self.controls()
+        self.controls(brain)
         for name in ("ready", "start", "stop", "bye", "record", "mic", "sound", "first"): self.player.on(name, getattr(self, "on_" + name))
         threading.Thread(target=self.load, daemon=True).start()
     def _repr_mimebundle_(self, **kwargs): return self.page._repr_mimebundle_(**kwargs)
@@ -114,6 +116,7 @@ def start(self:Demo):
 @patch
 def stop(self:Demo):
     "End the stream; what it held is freed."
+    self.talk.forget()
     with self.lock:
         if self.live is not None: self.live.halted = True
         if self.feed is not None: self.feed.stop()
@@ -144,8 +147,10 @@ def choose(self:Demo, face:np.ndarray, species:str|None="same"):
 
 # %% ../../nbs/90e_demo.app.ipynb #58acacd0
 @patch
-def say(self:Demo, samples, meant=None, mark=None):
-    "Say a recording now, in place of what is being said (or after it, with the queue box); begins a stream if none is running."
+def say(self:Demo, samples, meant=None, mark=None,
+        replace:bool=None):    # in place of what is being said? None: as the queue box says, and an answer that was begun is not said on
+    "Say a recording; begins a stream if none is running."
+    if replace is None: self.talk.forget(); replace = not self.queue.value
     live = self.live
     if live is None or self.feed is None or self.feed.halt.is_set():
         self.player.send(dict(k="begin"))
@@ -154,7 +159,7 @@ def say(self:Demo, samples, meant=None, mark=None):
     if live is None: return
     if live.voices.live: live.voices.microphone(False); self.player.send(dict(k="micoff"))
     with live.lock:
-        if not self.queue.value and (live.voices.waiting > 0 or self.player.buffered() > live.block_s): self.interrupt(live)
+        if replace and self.busy: self.interrupt(live)
         live.voices.say(samples, meant, mark)
 
 @patch
@@ -166,12 +171,13 @@ def interrupt(self:Demo, live):
 # %% ../../nbs/90e_demo.app.ipynb #1727fe01
 @patch
 def on_mic(self:Demo, message, buffers):
-    "Microphone on or off; on begins a stream if none is running, and interrupts what is said."
+    "Microphone on or off; on begins a stream if none is running. It interrupts what is said, or ('answers me') waits until you speak."
     on = bool(message["on"])
     def later():
         if on: self.start()
         live = self.live
-        if live is None: return
+        if not self.listen(on) or live is None: return
+        self.talk.forget()
         with live.lock:
             if on and live.voices.waiting > 0: self.interrupt(live)
             live.voices.microphone(on)
@@ -181,7 +187,9 @@ def on_mic(self:Demo, message, buffers):
 def on_sound(self:Demo, message, buffers):
     live = self.live
     if live is not None and buffers and len(buffers[0]) <= 64_000:
-        live.voices.hear(np.frombuffer(bytes(buffers[0]), "<i2").astype(np.float32) / 32768, float(message["t"]))
+        sound = np.frombuffer(bytes(buffers[0]), "<i2").astype(np.float32) / 32768
+        if self.hearing: self.talk.hear(sound)
+        else: live.voices.hear(sound, float(message["t"]))
 
 @patch
 def on_record(self:Demo, message, buffers): threading.Thread(target=self.record, args=(bool(message["on"]),), daemon=True).start()
@@ -236,11 +244,12 @@ def gauges(self:Demo):
 
 # %% ../../nbs/90e_demo.app.ipynb #953d2fa1
 @patch
-def controls(self:Demo):
+def controls(self:Demo, brain=None):
     "Everything on the page: player, groups, and the drawings beside them where there is room."
     self.bar = W.FloatProgress(value=.02, max=1., description="Loading", layout=W.Layout(width="auto"))
     card = lambda title, children: W.VBox([titled(title), *children]).add_class("lav-card")
     groups = [card("Who speaks", self.portrait_group()), card("What is said", self.voice_group()), card("How", self.mood_group()), card("How it is made", self.engine_group())]
+    self.answers(brain)
     self.drawing = [W.HTML('<div class="lav-hint">Press Start: the drawing shows the running stream.</div>') for _ in range(3)]
     self.inside = W.Accordion(self.drawing, titles=("Inside: where attention goes", "Inside: the place of the sink", "Inside: the pipeline (TPP)"), layout=W.Layout(width="auto"))
     self.inside.selected_index = None

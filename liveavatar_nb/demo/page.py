@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ..model.presets import preset as get_preset
 from .player import script
+from ..serve.brain import brain_maker
 from ..stream.avatar import shipped_weights
 
 # %% ../../nbs/90f_demo.page.ipynb #bcd1779c
@@ -54,9 +55,11 @@ TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
 {%- endblock notebook_css -%}
 """.replace("DARK", script("dark.css"))
 
-def furnish(folder:Path, preset:str, mark:bool=True)->tuple:
+def furnish(folder:Path, preset:str, mark:bool=True, llm:str=None, model:str=None, ears:bool=False)->tuple:
     "Write what the server needs into `folder`; returns (the notebook, its environment)."
-    code = f"from liveavatar_nb.demo.app import Demo\nDemo(preset={preset!r}, mark={mark!r}, folder={str(Path('outputs').resolve())!r})"
+    who, films = f"brain_maker{(llm, model, ears)}()" if llm else None, str(Path("outputs").resolve())
+    code = "from liveavatar_nb.demo.app import Demo\nfrom liveavatar_nb.serve.brain import brain_maker\n"
+    code += f"Demo({preset!r}, mark={mark!r}, folder={films!r}, brain={who})"
     cell = dict(cell_type="code", id="demo", metadata={}, execution_count=None, outputs=[], source=code)
     about = dict(kernelspec=dict(name="python3", display_name="Python 3", language="python"), title="Live Avatar")
     files = {"liveavatar.ipynb": json.dumps(dict(nbformat=4, nbformat_minor=5, metadata=about, cells=[cell])),
@@ -70,15 +73,16 @@ def furnish(folder:Path, preset:str, mark:bool=True)->tuple:
                                              IPYTHONDIR=str(folder / "ipython"), PYTHONWARNINGS="ignore::DeprecationWarning")
 
 # %% ../../nbs/90f_demo.page.ipynb #82fc81eb
-def serve(preset:str="auto", port:int=8866, browser:bool=True, mark:bool=True)->int:
-    "Serve the demo as a web page on this computer until Ctrl+C; returns the exit code."
+def serve(preset:str="auto", port:int=8866, browser:bool=True, mark:bool=True,
+          llm:str=None, model:str=None, ears:bool=False)->int:
+    "Serve the demo as a web page on this computer until Ctrl+C; the exit code. `llm`, `model`, `ears`: who answers (70d)."
     import importlib.util, signal, subprocess, sys
     if preset != "auto": shipped_weights(get_preset(preset).name)
     if importlib.util.find_spec("voila") is None: raise ValueError("the demo page needs Voilà: pip install 'liveavatar-nb[demo]'")
-    check_port(port)
+    check_port(port); brain_maker(llm, model, ears)                # a wrong address is told here
     token = secrets.token_urlsafe(16)
     with tempfile.TemporaryDirectory() as folder:
-        path, environment = furnish(Path(folder), preset, mark)
+        path, environment = furnish(Path(folder), preset, mark, llm, model, ears)
         page = subprocess.Popen(command_of(path, port, token), env=environment)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))     # the page must not outlive us
         threading.Thread(target=announce, args=(f"http://127.0.0.1:{port}/?token={token}", browser), daemon=True).start()

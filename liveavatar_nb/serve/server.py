@@ -21,7 +21,7 @@ import torch
 from fastcore.basics import patch
 
 from ..data.audio import AudioError
-from .brain import Guide
+from .brain import Guide, brain_maker
 from .messages import FORMATS, RATE, Gauges, Refused, add_pages, read_message, read_portrait, read_sound
 from .session import Session
 from .talk import Conversation
@@ -279,21 +279,17 @@ def serve(
     preset:str="nano", host:str="127.0.0.1", port:int=8870,
     token:str=None,      # None: a new one is made and printed; "none": no token, only on this computer
     limit:int=8, workers:int=None, idle:float=120., weights:str=None, neural:bool=False, llm:str=None,
-    model:str=None, mark:bool=True):
-    "Serve sessions until Ctrl+C. `llm`, `model`: an OpenAI-compatible server (its key in LIVEAVATAR_LLM_KEY) instead of the guide."
+    model:str=None, mark:bool=True, ears:bool=False):
+    "Serve sessions until Ctrl+C. `llm`, `model`, `ears`: an OpenAI-compatible server instead of the guide (`brain_maker`)."
     try: import uvicorn
     except ImportError as e: raise ValueError("the server needs FastAPI and uvicorn: pip install 'liveavatar-nb[serve]'") from e
     if token == "none" and host not in ("127.0.0.1", "localhost", "::1"):
         raise ValueError("without a token only on this computer: --host 127.0.0.1")
     if not 0 < port < 65536: raise ValueError(f"port {port}: use one from 1 to 65535")
-    if llm and not model: raise ValueError("--llm needs --model: the name of the model on that server")
-    voice, brain = "en", Guide
+    voice, brain = "en", brain_maker(llm, model, ears)
     if neural:
         from liveavatar_nb.serve.talk import NeuralVoice
         voice = NeuralVoice()
-    if llm:
-        from liveavatar_nb.serve.brain import Endpoint
-        brain = lambda: Endpoint(llm, model, os.environ.get("LIVEAVATAR_LLM_KEY"))
     avatar = LiveAvatar.from_pretrained(preset, weights=weights)
     house = House(avatar, "" if token == "none" else token, limit, workers, idle, voice=voice, brain=brain, mark=mark).warm()
     print(f"ws://{host}:{port}/v1/session  token: {house.token or 'none'}  page: http://{host}:{port}/docs", flush=True)

@@ -132,17 +132,21 @@ class Conversation:
         for kind, what in self.turns.push(samples):
             if kind == "begin":
                 self.tell("heard", "begin")
-                if self.session.speaking or self.session.sounds.queue: self.hush()
+                if self.session.busy: self.hush()
             else: self.ask(sound=what, wait=wait)
-    def hush(self): self.asked += 1; return self.session.interrupt()
+    def hush(self): self.forget(); return self.session.interrupt()
     def ask(self, text:str="", sound:np.ndarray=None, wait:bool=False):
         "Answer a question, in a thread unless `wait`."
         with self.lock: self.asked += 1; number = self.asked
-        thread = threading.Thread(target=self.reply, args=(number, text, sound), daemon=True)
-        thread.start()
+        thread = threading.Thread(target=self.reply, args=(number, text, sound), daemon=True); thread.start()
         if wait: thread.join()
 
 # %% ../../nbs/70b_serve.talk.ipynb #13966ef6
+@patch(as_prop=True)
+def busy(self:Session)->bool: return self.speaking or bool(self.sounds.queue)    # something is said, or waits
+@patch
+def forget(self:Conversation): self.asked += 1       # what was asked is answered no further
+
 @patch
 def sound_of(self:Conversation, answer)->np.ndarray:
     "An answer's samples."
