@@ -84,8 +84,8 @@ from fastcore.basics import patch
 @patch
 def ask(self:Answers, question:str):
     "A typed question."
-        if not question.strip(): return tell(self.voice_line, "ask something: type a question", True)
-        self.said = []; tell(self.voice_line, "…"); self.talk.ask(question)
+    if not question.strip(): return tell(self.voice_line, "ask something: type a question", True)
+    self.said = []; tell(self.voice_line, "…"); self.talk.ask(question)
 
 @patch
 def voiced(self:Answers, text:str)->np.ndarray:
@@ -101,7 +101,7 @@ def told(self:Answers, kind:str, what):
 
 @patch
 def listen(self:Answers, on:bool)->bool:
-    "Take the microphone for the conversation if \"answers me\" is chosen; True: it is for the mouth alone."
+    "Take the microphone for the conversation if 'answers me' is chosen; True: it is for the mouth alone."
     self.hearing = False
     if not on or not self.listens.value: return True
     try: self.talk.turns = Turns(); self.hearing = True; tell(self.voice_line, "Speak, then wait half a second.")
