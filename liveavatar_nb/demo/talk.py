@@ -99,6 +99,7 @@ def told(self:Answers, kind:str, what):
     if kind == "answer": self.said.append(what); self.voice_line.value = shown(self.said)
     if kind == "trouble": tell(self.voice_line, what, True)
 
+# %% ../../nbs/90g_demo.talk.ipynb #b2071c75
 @patch
 def listen(self:Answers, on:bool)->bool:
     "Take the microphone for the conversation if 'answers me' is chosen; True: it is for the mouth alone."

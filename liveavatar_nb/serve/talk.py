@@ -153,6 +153,7 @@ def sound_of(self:Conversation, answer)->np.ndarray:
     if answer.sound is not None: return answer.sound
     return self.voice(answer.text) if callable(self.voice) else speak(answer.text, self.voice).samples
 
+# %% ../../nbs/70b_serve.talk.ipynb #84c63e08
 @patch
 def reply(self:Conversation, number:int, text:str, sound):
     "Say one answer, sentence by sentence, as long as nobody interrupts."
