@@ -52,20 +52,22 @@ class Watched:
 
 # %% ../../nbs/70c_serve.watching.ipynb #4e964771
 def interruption(watched:Watched, act, silent:bool)->dict:
-    "Interrupt by `act()`: ms until the last sound and picture of the old utterance, what was heard after, and the lips a block later."
+    "Interrupt by `act()`: ms until the old utterance's last sound and picture, what was heard after, the lips a block and .48 s later."
     from liveavatar_nb.eval.metrics import load_probe, read_clip
     session, screen = watched.session, watched.screen
     at, before, held = time.monotonic(), session.epoch, screen.held
     act()
-    until = at + 10
-    while session.start is not None and screen.shown[-1][2] <= before and time.monotonic() < until:
+    new, half = [], round(.48 / session.seconds)                       # blocks in half a second
+    while session.start is not None and len(new) < half and time.monotonic() < at + 10:
         time.sleep(.01)
         with session.lock: screen.tick(time.monotonic())
-    old, new = [r for r in screen.shown if r[2] <= before], [r for r in screen.shown if r[2] > before]
-    take = watched.made[new[0][1], new[0][2]]
+        new = [r for r in screen.shown if r[2] > before]
+        if len(new) == 1: held_until = screen.held
+    old = [r for r in screen.shown if r[2] <= before]
+    lips = lambda row: read_clip(load_probe(), watched.made[row[1], row[2]].frames).motion[-1, 0]
     return dict(call=1000 * (watched.stopped - at), sound=1000 * max(0, max(r[3] for r in old) - at), picture=1000 * (new[0][0] - at),
-                held=1000 * (screen.held - held), after=sum(r[0] > at and r[3] > r[0] for r in old), silent=silent,
-                lips=float(read_clip(load_probe(), take.frames).motion[-1, 0]))
+                held=1000 * (held_until - held), after=sum(r[3] > watched.stopped for r in old), silent=silent,
+                lips=float(lips(new[0])), lips_half=float(lips(new[-1])))
 
 # %% ../../nbs/70c_serve.watching.ipynb #a5342e8b
 def summary(rows:list, seconds:float)->dict:
@@ -74,10 +76,12 @@ def summary(rows:list, seconds:float)->dict:
     for k in ("sound", "picture", "held"):
         values = np.array([r[k] for r in rows])
         out |= {f"{k}_ms_median": round(float(np.median(values)), 2), f"{k}_ms_max": round(float(values.max()), 2)}
-    lips = [r["lips"] for r in rows if r["silent"]]
+    quiet = [r for r in rows if r["silent"]]
+    for k, name in (("lips", "one_block"), ("lips_half", "half_a_second")):
+        lips = [r[k] for r in quiet]
+        out |= {f"lips_after_{name}_median": round(float(np.median(lips)), 3), f"lips_after_{name}_max": round(max(lips), 3)}
     moving = max(r["picture"] - r["held"] for r in rows) / 1000 / seconds
-    return out | dict(old_picture_blocks_max=round(moving, 3), old_blocks_heard_after=sum(r["after"] for r in rows),
-                      lips_after_one_block_median=round(float(np.median(lips)), 3), lips_after_one_block_max=round(max(lips), 3))
+    return out | dict(old_picture_blocks_max=round(moving, 3), old_blocks_heard_after=sum(r["after"] for r in rows))
 
 # %% ../../nbs/70c_serve.watching.ipynb #e2757b8b
 def bench_interruptions(preset:str="pico", times:int=50, block_frames:int=3, threads:int=1, weights:str=None, seed:int=0)->dict:
