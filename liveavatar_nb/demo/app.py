@@ -234,7 +234,7 @@ def gauges(self:Demo):
     number = lambda value, form: "–" if value is None else format(value, form)
     least = live.steps <= self.pace.ladder[0]
     self.player.advice = ("Close other programs" + ("" if self.avatar.preset.name == "pico" else ", or start it with --preset pico") + ".") if least else "Fewer steps help."
-    self.player.gauges = [["block", "block made in", f"time to make {live.block_s:.2f} s of film: median of the last 12 blocks (slowest)", f"{np.median(costs):.0f} ms ({costs.max():.0f})"],
+    self.player.gauges = [["block", "block made in", f"time to make {live.block_s:.2f} s of film: median and slowest of the last 12 blocks", f"{np.median(costs):.0f}–{costs.max():.0f} ms"],
         ["steps", "steps", "denoising steps a block now", f"{live.steps}{' auto' if live.auto else ''}"],
         ["blocks", "film made", "length of this stream so far", f"{live.seconds_made:.0f} s"],
         ["waiting", "still to say", "seconds of speech that wait", f"{live.voices.waiting:.1f} s"],
