@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EARS', 'DEAF', 'WAN', 'LORA', 'VAE', 'NAMES', 'SWITCHES', 'SIDE', 'LATENT_MEAN', 'LATENT_STD', 'TINY',
-           'CheckpointError', 'Folder', 'find_folder', 'read_json', 'read_config', 'describe', 'Tensors', 'shards',
-           'plain', 'Adapter', 'Check', 'meta_dit', 'check_dit', 'put', 'load_dit', 'read_pth', 'vae_state', 'fit_vae',
+           'CheckpointError', 'Folder', 'find_folder', 'read_json', 'read_config', 'describe', 'Tensors', 'Check',
+           'shards', 'plain', 'Adapter', 'meta_dit', 'check_dit', 'put', 'load_dit', 'read_pth', 'vae_state', 'fit_vae',
            'load_vae', 'write_tiny', 'write_lora']
 
 # %% ../../nbs/60_wan.checkpoint.ipynb #982ef580
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..model.dit import DiT, DiTConfig, rename
@@ -110,6 +111,18 @@ class Tensors:
         with safe_open(path, "pt") as f: return f.get_tensor(key)
 
 # %% ../../nbs/60_wan.checkpoint.ipynb #202b0691
+@dataclass
+class Check:
+    "What a dry run found: a line for each part, and a line for each problem."
+    rows:list = field(default_factory=list)
+    problems:list = field(default_factory=list)
+    def demand(self):
+        "Raise the first problem, if there is one."
+        if self.problems:
+            more = f" (and {len(self.problems) - 1} more: liveavatar-nb wan check lists them)" if len(self.problems) > 1 else ""
+            raise CheckpointError(self.problems[0] + more)
+        return self
+
 def shards(folder:Folder)->tuple[list, list]:
     "(files, problems) of the network's weights: by the index, or the single file."
     index, single = (folder.wan / f"diffusion_pytorch_model.safetensors{end}" for end in (".index.json", ""))
@@ -125,7 +138,6 @@ def shards(folder:Folder)->tuple[list, list]:
 
 # %% ../../nbs/60_wan.checkpoint.ipynb #2a1c0742
 SIDE = re.compile(r"^(?:base_model\.model\.)?(.+)\.lora_(A|B|down|up)(?:\.default)?\.weight$")
-
 def plain(key:str)->str:
     "A LoRA file's name without the wrapper's prefixes."
     return rename(key.removeprefix("base_model.model.")).replace(".base_layer.", ".")
@@ -143,17 +155,6 @@ class Adapter:
             else: self.full[plain(key)] = key
         self.pairs = {name: (s.get("A"), s.get("B")) for name, s in sides.items()}
         self.check(wanted)
-    def check(self, wanted:dict):
-        say, shape = (lambda key, text: self.problems.append(f"{self.path}: {key} {text}")), self.tensors.shapes
-        for name, (a, b) in self.pairs.items():
-            if not (a and b): say(a or b, f"has no partner lora_{'B' if a else 'A'}"); continue
-            if name not in wanted: say(a, f"corrects {name}, which this network doesn't have"); continue
-            out, into = wanted[name][0], wanted[name][-1]
-            if shape[a][0] != self.rank: say(a, f"has rank {shape[a][0]}, the scale {self.scale:g} belongs to rank {self.rank}: put the right r and lora_alpha into adapter_config.json beside it")
-            elif shape[a] != (self.rank, into) or shape[b] != (out, self.rank): say(a, f"and its partner have shapes {list(shape[a])} and {list(shape[b])}, the weight is {[out, into]}")
-        for name, key in self.full.items():
-            if name not in wanted: say(key, "is unknown to this network")
-            elif shape[key] != tuple(wanted[name]): say(key, f"has shape {list(shape[key])}, the network wants {list(wanted[name])}")
     def __call__(self, name:str, weight:Tensor)->Tensor:
         "The weight with its correction, added in float32, or the full tensor that replaces it."
         if name in self.full: return self.tensors.get(self.full[name])
@@ -161,18 +162,20 @@ class Adapter:
         a, b = (self.tensors.get(k).float() for k in self.pairs[name])
         return weight.to(torch.float32, copy=True).addmm_(b, a, alpha=self.scale)
 
-# %% ../../nbs/60_wan.checkpoint.ipynb #506c986b
-@dataclass
-class Check:
-    "What a dry run found: a line for each part, and a line for each problem."
-    rows:list = field(default_factory=list)
-    problems:list = field(default_factory=list)
-    def demand(self):
-        "Raise the first problem, if there is one."
-        if self.problems:
-            more = f" (and {len(self.problems) - 1} more: liveavatar-nb wan check lists them)" if len(self.problems) > 1 else ""
-            raise CheckpointError(self.problems[0] + more)
-        return self
+# %% ../../nbs/60_wan.checkpoint.ipynb #b4b9cc9d
+@patch
+def check(self:Adapter, wanted:dict):
+    "Add a line to `problems` for every pair and full tensor that doesn't fit the network's shapes."
+    say, shape = (lambda key, text: self.problems.append(f"{self.path}: {key} {text}")), self.tensors.shapes
+    for name, (a, b) in self.pairs.items():
+        if not (a and b): say(a or b, f"has no partner lora_{'B' if a else 'A'}"); continue
+        if name not in wanted: say(a, f"corrects {name}, which this network doesn't have"); continue
+        out, into = wanted[name][0], wanted[name][-1]
+        if shape[a][0] != self.rank: say(a, f"has rank {shape[a][0]}, the scale {self.scale:g} belongs to rank {self.rank}: put the right r and lora_alpha into adapter_config.json beside it")
+        elif shape[a] != (self.rank, into) or shape[b] != (out, self.rank): say(a, f"and its partner have shapes {list(shape[a])} and {list(shape[b])}, the weight is {[out, into]}")
+    for name, key in self.full.items():
+        if name not in wanted: say(key, "is unknown to this network")
+        elif shape[key] != tuple(wanted[name]): say(key, f"has shape {list(shape[key])}, the network wants {list(wanted[name])}")
 
 # %% ../../nbs/60_wan.checkpoint.ipynb #ddce2466
 def meta_dit(config:DiTConfig)->DiT:
@@ -238,6 +241,7 @@ def vae_state(folder:Folder, names_only:bool=False)->tuple[Path, dict]:
     if tensors.problems: raise CheckpointError(tensors.problems[0])
     return path, {k: torch.empty(s, device="meta") for k, s in tensors.shapes.items()} if names_only else dict(tensors)
 
+# %% ../../nbs/60_wan.checkpoint.ipynb #3ed2c22f
 def fit_vae(folder:Folder)->tuple[VAEConfig, Check]:
     "(sizes, dry run) of the VAE; its width is read off its first convolution."
     path, state = vae_state(folder, names_only=True)
@@ -251,7 +255,6 @@ def fit_vae(folder:Folder)->tuple[VAEConfig, Check]:
     out.rows.append(("VAE", f"dim {config.dim}, {sum(k in state for k in wanted)} of {len(wanted)} tensors in {path.name}"))
     return config, out
 
-# %% ../../nbs/60_wan.checkpoint.ipynb #3ed2c22f
 @torch.no_grad()
 def load_vae(path, device="cpu", dtype=torch.float32)->VideoVAE:
     "Wan's VAE with the official mean and spread of its latents."
