@@ -68,8 +68,7 @@ class DrawnClips:
         self.films, self.motion = shared_zeros((n, 1 + t, size, size, 3), np.uint8), shared_zeros((n, t, 15), np.float16)
         self.tokens, self.said = shared_zeros((n, 48), np.int16), shared_zeros((n,), np.int32)
         self.attributes, self.species = shared_zeros((n, N_ATTRIBUTES), np.float32), shared_zeros((n,), np.int8)
-        self.done = shared_zeros((n,), np.uint8)
-        self.processes = []
+        self.done, self.processes = shared_zeros((n,), np.uint8), []
     def draw(self, i:int):
         "Draw clip `i` into its place."
         p = plan_clip(self.seed0 + i, self.speech, self.split, self.world)
@@ -114,28 +113,31 @@ class WorldClips:
     def __len__(self)->int: return self.count
     @property
     def latent_frames(self)->int: return self.latents.shape[1] - 1
-    @torch.no_grad()
-    def refresh(self, chunk:int=32)->int:
-        "Encode the films that are ready; returns how many clips there are now."
-        new, parts = range(self.count, self.drawn.ready, chunk), []
-        for at in new:
-            films = torch.as_tensor(self.drawn.films[at:min(at + chunk, self.drawn.ready)], device=self.device)
-            video = rearrange(films, "b t h w c -> b c t h w").float() / 127.5 - 1
-            parts.append(self.vae_net.encode(video).transpose(1, 2).half())
-        if parts:
-            self.latents = torch.cat(([] if self.latents is None else [self.latents]) + parts)
-            self.count, d = len(self.latents), self.drawn
-            to = lambda x, dtype: torch.as_tensor(np.ascontiguousarray(x[:self.count]), device=self.device).to(dtype)
-            self.tokens, self.said = to(d.tokens, torch.long), to(d.said, torch.long)
-            self.motion = to(d.motion, torch.float16)
-        return self.count
 
-# %% ../../nbs/30d_train.worldclips.ipynb #b975950e
+# %% ../../nbs/30d_train.worldclips.ipynb #60bb1d69
+@patch
+@torch.no_grad()
+def refresh(self:WorldClips, chunk:int=32)->int:
+    "Encode the films that are ready; returns how many clips there are now."
+    new, parts = range(self.count, self.drawn.ready, chunk), []
+    for at in new:
+        films = torch.as_tensor(self.drawn.films[at:min(at + chunk, self.drawn.ready)], device=self.device)
+        video = rearrange(films, "b t h w c -> b c t h w").float() / 127.5 - 1
+        parts.append(self.vae_net.encode(video).transpose(1, 2).half())
+    if parts:
+        self.latents = torch.cat(([] if self.latents is None else [self.latents]) + parts)
+        self.count, d = len(self.latents), self.drawn
+        to = lambda x, dtype: torch.as_tensor(np.ascontiguousarray(x[:self.count]), device=self.device).to(dtype)
+        self.tokens, self.said = to(d.tokens, torch.long), to(d.said, torch.long)
+        self.motion = to(d.motion, torch.float16)
+    return self.count
+
 @patch
 def order(self:WorldClips, step:int, batch_size:int, seed:int)->np.ndarray:
     "Clip numbers of a step, drawn afresh."
     return np.random.default_rng(mix(seed, step, 11)).integers(self.count, size=batch_size)
 
+# %% ../../nbs/30d_train.worldclips.ipynb #b975950e
 @patch
 def batch(self:WorldClips, step:int, batch_size:int=16, n_blocks:int=4, seed:int=0, clip_start:float=.25, portrait:float=.5, block_frames:int=3)->dict:
     "As `LatentClips.batch`, on the device."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EARS', 'DEAF', 'WAN', 'LORA', 'VAE', 'NAMES', 'SWITCHES', 'SIDE', 'LATENT_MEAN', 'LATENT_STD', 'TINY',
-           'CheckpointError', 'Folder', 'find_folder', 'read_json', 'read_config', 'describe', 'Tensors', 'shards',
-           'plain', 'Adapter', 'Check', 'meta_dit', 'check_dit', 'put', 'load_dit', 'read_pth', 'vae_state', 'fit_vae',
+           'CheckpointError', 'Folder', 'find_folder', 'read_json', 'read_config', 'describe', 'Tensors', 'Check',
+           'shards', 'plain', 'Adapter', 'meta_dit', 'check_dit', 'put', 'load_dit', 'read_pth', 'vae_state', 'fit_vae',
            'load_vae', 'write_tiny', 'write_lora']
 
 # %% ../../nbs/60_wan.checkpoint.ipynb #982ef580
@@ -14,6 +14,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from fastcore.basics import patch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..model.dit import DiT, DiTConfig, rename
@@ -27,7 +30,6 @@ DEAF = "holds a video network without audio layers: `liveavatar-nb train from-vi
 class CheckpointError(PresetError):
     "A folder or file of official weights can't be used; the message names the file and the key."
     exit_code = 2
-
 WAN, LORA, VAE = "Wan2.2-S2V-14B", "LiveAvatar/liveavatar.safetensors", "Wan2.1_VAE"
 
 @dataclass(frozen=True)
@@ -54,13 +56,11 @@ NAMES = dict(dim="dim", ffn_dim="ffn_dim", freq_dim="freq_dim", num_heads="heads
              in_dim="in_channels", out_dim="out_channels", audio_dim="audio_dim", num_audio_token="audio_tokens", audio_inject_layers="inject_layers",
              cond_dim="cond_dim", eps="eps", enable_framepack="framepack")
 SWITCHES = dict(enable_adain=True, adain_mode="attn_norm", enable_motioner=False, zero_timestep=True, framepack_drop_mode="padd", qk_norm=True, cross_attn_norm=True)
-
 def read_json(path:Path)->dict:
     "A JSON file, or one line that names it."
     try: return json.loads(path.read_text())
     except OSError: raise CheckpointError(f"{path} is missing: fetch it, the folder must look like the official release") from None
     except ValueError as e: raise CheckpointError(f"{path} is not JSON ({e}): fetch it again") from None
-
 def read_config(folder:Folder)->DiTConfig:
     "The network's sizes from config.json; what it leaves out is as in the 14B."
     path = folder.wan / "config.json"
@@ -70,20 +70,20 @@ def read_config(folder:Folder)->DiTConfig:
     if values.get("model_type") == "t2v": raise CheckpointError(f"{folder.wan} {DEAF}")
     try: return replace(OFFICIAL_DIT, **{ours: values[theirs] for theirs, ours in NAMES.items() if theirs in values})
     except (TypeError, ValueError) as e: raise CheckpointError(f"{path}: {e}") from None
-
 def describe(config:DiTConfig)->dict:
     "What config.json says of a network of these sizes."
     return {theirs: getattr(config, ours) for theirs, ours in NAMES.items()} | SWITCHES
 
 # %% ../../nbs/60_wan.checkpoint.ipynb #e51dd656
 class Tensors:
-    "The tensors of some safetensors files: `shapes` by our names, `where` each lies, `get` one. What is wrong with the files is in `problems`."
+    "The tensors of some files: `shapes` and `types` by our names, `where` each lies; what is wrong with the files is in `problems`."
     def __init__(self, files:list, strip=rename):
-        from safetensors import SafetensorError, safe_open
         self.where, self.shapes, self.types, self.problems = {}, {}, {}, []
         for path in files:
             try:
-                with safe_open(path, "pt") as f: table = {k: f.get_slice(k) for k in f.keys()}; rows = {k: (tuple(s.get_shape()), s.get_dtype()) for k, s in table.items()}
+                with safe_open(path, "pt") as f:
+                    slices = {k: f.get_slice(k) for k in f.keys()}
+                    rows = {k: (tuple(s.get_shape()), s.get_dtype()) for k, s in slices.items()}
             except FileNotFoundError: self.problems.append(f"{path} is missing: fetch it"); continue
             except (SafetensorError, OSError) as e: self.problems.append(f"{path} is cut short or damaged ({e}): fetch it again"); continue
             for key, (shape, kind) in rows.items():
@@ -91,25 +91,40 @@ class Tensors:
                 if name in self.where: self.problems.append(f"{path}: {key} is in {self.where[name][0].name} already")
                 if not kind.startswith(("F", "BF")): self.problems.append(f"{path}: {key} holds {kind}, not floating-point numbers")
                 self.where[name], self.shapes[name], self.types[name] = (path, key), shape, kind
-    def compare(self, wanted:dict, what:str):
-        "Add a line for every missing or unknown name and every other shape."
-        for name in sorted(wanted.keys() - self.shapes.keys()): self.problems.append(f"{what}: {name} {list(wanted[name])} is missing")
-        for name in sorted(self.shapes.keys() - wanted.keys()): self.problems.append(f"{self.where[name][0]}: {self.where[name][1]} is unknown to this network")
-        for name in sorted(self.shapes.keys() & wanted.keys()):
-            if self.shapes[name] != tuple(wanted[name]): self.problems.append(f"{self.where[name][0]}: {self.where[name][1]} has shape {list(self.shapes[name])}, the network wants {list(wanted[name])}")
-    def __iter__(self):
-        "(name, tensor), file by file; a file is closed before the next is opened."
-        from safetensors import safe_open
-        for path in dict.fromkeys(p for p, _ in self.where.values()):
-            with safe_open(path, "pt") as f:
-                for name, (p, key) in self.where.items():
-                    if p == path: yield name, f.get_tensor(key)
     def get(self, name:str)->Tensor:
-        from safetensors import safe_open
         path, key = self.where[name]
         with safe_open(path, "pt") as f: return f.get_tensor(key)
 
+# %% ../../nbs/60_wan.checkpoint.ipynb #20882e4a
+@patch
+def compare(self:Tensors, wanted:dict, what:str):
+    "Add a line for every missing or unknown name and every other shape."
+    shapes, say, place = self.shapes, self.problems.append, lambda name: "{}: {}".format(*self.where[name])
+    for name in sorted(wanted.keys() - shapes.keys()): say(f"{what}: {name} {list(wanted[name])} is missing")
+    for name in sorted(shapes.keys() - wanted.keys()): say(f"{place(name)} is unknown to this network")
+    for name in sorted(shapes.keys() & wanted.keys()):
+        if shapes[name] != tuple(wanted[name]): say(f"{place(name)} has shape {list(shapes[name])}, the network wants {list(wanted[name])}")
+
+@patch
+def __iter__(self:Tensors):
+    "(name, tensor), file by file; a file is closed before the next is opened."
+    for path in dict.fromkeys(p for p, _ in self.where.values()):
+        with safe_open(path, "pt") as f:
+            for name, (p, key) in self.where.items():
+                if p == path: yield name, f.get_tensor(key)
+
 # %% ../../nbs/60_wan.checkpoint.ipynb #202b0691
+@dataclass
+class Check:
+    "What a dry run found: a line for each part, and a line for each problem."
+    rows:list = field(default_factory=list)
+    problems:list = field(default_factory=list)
+    def demand(self):
+        "Raise the first problem, if there is one."
+        if not self.problems: return self
+        more = f" (and {len(self.problems) - 1} more: liveavatar-nb wan check lists them)" if len(self.problems) > 1 else ""
+        raise CheckpointError(self.problems[0] + more)
+
 def shards(folder:Folder)->tuple[list, list]:
     "(files, problems) of the network's weights: by the index, or the single file."
     index, single = (folder.wan / f"diffusion_pytorch_model.safetensors{end}" for end in (".index.json", ""))
@@ -125,7 +140,6 @@ def shards(folder:Folder)->tuple[list, list]:
 
 # %% ../../nbs/60_wan.checkpoint.ipynb #2a1c0742
 SIDE = re.compile(r"^(?:base_model\.model\.)?(.+)\.lora_(A|B|down|up)(?:\.default)?\.weight$")
-
 def plain(key:str)->str:
     "A LoRA file's name without the wrapper's prefixes."
     return rename(key.removeprefix("base_model.model.")).replace(".base_layer.", ".")
@@ -143,17 +157,6 @@ class Adapter:
             else: self.full[plain(key)] = key
         self.pairs = {name: (s.get("A"), s.get("B")) for name, s in sides.items()}
         self.check(wanted)
-    def check(self, wanted:dict):
-        say, shape = (lambda key, text: self.problems.append(f"{self.path}: {key} {text}")), self.tensors.shapes
-        for name, (a, b) in self.pairs.items():
-            if not (a and b): say(a or b, f"has no partner lora_{'B' if a else 'A'}"); continue
-            if name not in wanted: say(a, f"corrects {name}, which this network doesn't have"); continue
-            out, into = wanted[name][0], wanted[name][-1]
-            if shape[a][0] != self.rank: say(a, f"has rank {shape[a][0]}, the scale {self.scale:g} belongs to rank {self.rank}: put the right r and lora_alpha into adapter_config.json beside it")
-            elif shape[a] != (self.rank, into) or shape[b] != (out, self.rank): say(a, f"and its partner have shapes {list(shape[a])} and {list(shape[b])}, the weight is {[out, into]}")
-        for name, key in self.full.items():
-            if name not in wanted: say(key, "is unknown to this network")
-            elif shape[key] != tuple(wanted[name]): say(key, f"has shape {list(shape[key])}, the network wants {list(wanted[name])}")
     def __call__(self, name:str, weight:Tensor)->Tensor:
         "The weight with its correction, added in float32, or the full tensor that replaces it."
         if name in self.full: return self.tensors.get(self.full[name])
@@ -161,18 +164,20 @@ class Adapter:
         a, b = (self.tensors.get(k).float() for k in self.pairs[name])
         return weight.to(torch.float32, copy=True).addmm_(b, a, alpha=self.scale)
 
-# %% ../../nbs/60_wan.checkpoint.ipynb #506c986b
-@dataclass
-class Check:
-    "What a dry run found: a line for each part, and a line for each problem."
-    rows:list = field(default_factory=list)
-    problems:list = field(default_factory=list)
-    def demand(self):
-        "Raise the first problem, if there is one."
-        if self.problems:
-            more = f" (and {len(self.problems) - 1} more: liveavatar-nb wan check lists them)" if len(self.problems) > 1 else ""
-            raise CheckpointError(self.problems[0] + more)
-        return self
+# %% ../../nbs/60_wan.checkpoint.ipynb #b4b9cc9d
+@patch
+def check(self:Adapter, wanted:dict):
+    "Add a line to `problems` for every pair and full tensor that doesn't fit the network's shapes."
+    say, shape = (lambda key, text: self.problems.append(f"{self.path}: {key} {text}")), self.tensors.shapes
+    for name, (a, b) in self.pairs.items():
+        if not (a and b): say(a or b, f"has no partner lora_{'B' if a else 'A'}"); continue
+        if name not in wanted: say(a, f"corrects {name}, which this network doesn't have"); continue
+        out, into = wanted[name][0], wanted[name][-1]
+        if shape[a][0] != self.rank: say(a, f"has rank {shape[a][0]}, the scale {self.scale:g} belongs to rank {self.rank}: put the right r and lora_alpha into adapter_config.json beside it")
+        elif shape[a] != (self.rank, into) or shape[b] != (out, self.rank): say(a, f"and its partner have shapes {list(shape[a])} and {list(shape[b])}, the weight is {[out, into]}")
+    for name, key in self.full.items():
+        if name not in wanted: say(key, "is unknown to this network")
+        elif shape[key] != tuple(wanted[name]): say(key, f"has shape {list(shape[key])}, the network wants {list(wanted[name])}")
 
 # %% ../../nbs/60_wan.checkpoint.ipynb #ddce2466
 def meta_dit(config:DiTConfig)->DiT:
@@ -190,7 +195,9 @@ def check_dit(folder:Folder)->Check:
         if not any(k.startswith(EARS) for k in tensors.shapes): out.problems.append(f"{folder.wan} {DEAF}")
         else: tensors.compare(wanted, f"{folder.wan.name}/diffusion_pytorch_model"); out.problems += tensors.problems
     fit = sum(tensors.shapes.get(k) == s for k, s in wanted.items())
-    out.rows.append(("network", f"{config.layers} layers, dim {config.dim}, {fit} of {len(wanted)} tensors fit, {sum(torch.Size(s).numel() for s in tensors.shapes.values()):,} numbers in {len(files)} files, {'/'.join(sorted(set(tensors.types.values())))}"))
+    numbers, kinds = sum(torch.Size(s).numel() for s in tensors.shapes.values()), "/".join(sorted(set(tensors.types.values())))
+    out.rows.append(("network", f"{config.layers} layers, dim {config.dim}, {fit} of {len(wanted)} tensors fit, "
+                                f"{numbers:,} numbers in {len(files)} files, {kinds}"))
     if folder.lora is None: out.rows.append(("LoRA", f"none ({LORA} is not there)")); return out
     lora = Adapter(folder.lora, wanted)
     out.problems += lora.problems
@@ -238,6 +245,7 @@ def vae_state(folder:Folder, names_only:bool=False)->tuple[Path, dict]:
     if tensors.problems: raise CheckpointError(tensors.problems[0])
     return path, {k: torch.empty(s, device="meta") for k, s in tensors.shapes.items()} if names_only else dict(tensors)
 
+# %% ../../nbs/60_wan.checkpoint.ipynb #3ed2c22f
 def fit_vae(folder:Folder)->tuple[VAEConfig, Check]:
     "(sizes, dry run) of the VAE; its width is read off its first convolution."
     path, state = vae_state(folder, names_only=True)
@@ -250,8 +258,6 @@ def fit_vae(folder:Folder)->tuple[VAEConfig, Check]:
         + [f"{path}: {k} has shape {list(state[k].shape)}, the network wants {list(s)}" for k, s in wanted.items() if k in state and tuple(state[k].shape) != s])
     out.rows.append(("VAE", f"dim {config.dim}, {sum(k in state for k in wanted)} of {len(wanted)} tensors in {path.name}"))
     return config, out
-
-# %% ../../nbs/60_wan.checkpoint.ipynb #3ed2c22f
 @torch.no_grad()
 def load_vae(path, device="cpu", dtype=torch.float32)->VideoVAE:
     "Wan's VAE with the official mean and spread of its latents."
@@ -265,13 +271,12 @@ def load_vae(path, device="cpu", dtype=torch.float32)->VideoVAE:
 
 # %% ../../nbs/60_wan.checkpoint.ipynb #3b8c9f89
 TINY = replace(OFFICIAL_DIT, dim=96, ffn_dim=192, heads=3, layers=4, freq_dim=64, text_dim=64, text_len=16, audio_dim=32, inject_layers=(0, 2))
-
 def write_tiny(path, config:DiTConfig=TINY, pieces:int=3, rank:int=4, state:dict=None, vae:dict=None, seed:int=0)->Path:
     "A folder in the official layout with a tiny network, for tests. `state` and `vae`: these tensors instead of random ones."
-    from safetensors.torch import save_file
     torch.manual_seed(seed)
     path = Path(path); wan = path / WAN; wan.mkdir(parents=True, exist_ok=True)
-    state = state or {k: torch.randn_like(v) * .5 * (v[0].numel() ** -.5 if v.ndim > 1 else .2) + ("norm" in k and k.endswith("weight")) for k, v in DiT(config, init=False).state_dict().items()}
+    fresh = lambda k, v: torch.randn_like(v) * .5 * (v[0].numel() ** -.5 if v.ndim > 1 else .2) + ("norm" in k and k.endswith("weight"))
+    state = state or {k: fresh(k, v) for k, v in DiT(config, init=False).state_dict().items()}
     (wan / "config.json").write_text(json.dumps(describe(config), indent=1))
     names, index = list(state), {}
     for i in range(pieces):
@@ -287,9 +292,9 @@ def write_tiny(path, config:DiTConfig=TINY, pieces:int=3, rank:int=4, state:dict
 # %% ../../nbs/60_wan.checkpoint.ipynb #8dc77071
 def write_lora(file:Path, state:dict, rank:int):
     "A LoRA for every matrix that the official one corrects, and one full tensor."
-    from safetensors.torch import save_file
     file.parent.mkdir(parents=True, exist_ok=True)
     layers = [k for k in state if re.search(r"(attn|injector\.\d+)\.[qkvo]\.weight$|ffn\.[02]\.weight$", k)]
-    lora = {f"base_model.model.{k[:-7]}.lora_{side}.weight": torch.randn(shape) * .05 for k in layers for side, shape in (("A", (rank, state[k].shape[1])), ("B", (state[k].shape[0], rank)))}
+    pair = lambda out, into: (("A", (rank, into)), ("B", (out, rank)))
+    lora = {f"base_model.model.{k[:-7]}.lora_{side}.weight": torch.randn(shape) * .05 for k in layers for side, shape in pair(*state[k].shape)}
     save_file(lora | {"base_model.model.patch_embedding.bias": torch.zeros_like(state["patch_embedding.bias"])}, file)
     (file.parent / "adapter_config.json").write_text(json.dumps(dict(r=rank, lora_alpha=rank / 2)))

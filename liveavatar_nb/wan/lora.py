@@ -132,7 +132,7 @@ class FilmClips:
 
 # %% ../../nbs/65_wan.lora.ipynb #f9a691dc
 def tuning_loss(net:DiT, batch:dict, rng:torch.Generator, shares:dict=SHARES, context_noise:float=.1, window_blocks:int=4)->Tensor:
-    "Velocity loss of stage 1 for any network of this class; `text` and `audio` as its `conditions` takes them. Live Avatar, sec. 4.1."
+    "Velocity loss of stage 1 for any network of this class; `text` and `audio` as its `conditions` takes them. Live Avatar, sec. 4.2."
     conditions = net.conditions(batch["text"], batch["audio"], AUDIO_HISTORY, block_frames=3)
     return forcing_error(net, batch, conditions, rng, shares, context_noise=context_noise, window_blocks=window_blocks)[0].mean()
 
