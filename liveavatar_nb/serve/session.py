@@ -26,7 +26,7 @@ from ..stream.marks import Stamp
 
 # %% ../../nbs/70_serve.session.ipynb #9ffb0ae7
 class Mark:
-    "Where a stream stands now: references to its tensors, no copies. `restore()` puts it back, bit for bit."
+    "Where a stream stands now: a copy of its caches, references to the rest. `restore()` puts it back, bit for bit."
     def __init__(self, stream:AvatarStream):
         s, f = stream.sampler, stream.features
         self.stream, self.sampler, self.histories = stream, s, [h.clone() for h in s.histories]
@@ -97,6 +97,15 @@ def interrupt(self:Session,
         if self.on_stop: self.on_stop(self.epoch, keep)
         return self.epoch, keep
 
+@patch
+def hear(self:Session, samples, at:float=None):
+    "A piece from a microphone, any length; the mouth follows it. `at`: the client's time of its first sample, in ms."
+    samples, self.touched = check_samples(samples), self.clock()
+    with self.lock:
+        if self.sounds.queue and self.sounds.queue[-1].live and self.sounds.queue[-1].open: return self.sounds.feed(samples)
+        self.interrupt()
+        self.sounds.add(samples, open=True, live=True, heard=at)
+
 # %% ../../nbs/70_serve.session.ipynb #afae1236
 @patch
 def say(self:Session,
@@ -117,21 +126,10 @@ def say(self:Session,
         self.sounds.add(what, mark, open=more)
         return self.epoch
 
-# %% ../../nbs/70_serve.session.ipynb #33f722f7
 @patch
 def feed(self:Session, samples): self.touched = self.clock(); self.sounds.feed(samples)   # more of what was begun with more=True
 @patch
 def end(self:Session): self.touched = self.clock(); self.sounds.end()
-
-@patch
-def hear(self:Session, samples, at:float=None):
-    "A piece from a microphone, any length; the mouth follows it. `at`: the client's time of its first sample, in ms."
-    samples = check_samples(samples)
-    with self.lock:
-        self.touched = self.clock()
-        if self.sounds.queue and self.sounds.queue[-1].live and self.sounds.queue[-1].open: return self.sounds.feed(samples)
-        self.interrupt()
-        self.sounds.add(samples, open=True, live=True, heard=at)
 
 # %% ../../nbs/70_serve.session.ipynb #727c1f74
 @patch
