@@ -7,13 +7,14 @@ __all__ = ['SLOT', 'LOOP', 'MEASURES', 'PANELS', 'EndlessSpeech', 'look', 'marks
            'settings_of', 'endure', 'bench_endurance', 'ablations', 'table4', 'draw_curves', 'LivePlot']
 
 # %% ../../nbs/52_eval.endurance.ipynb #3aff8c05
-import base64, hashlib, io, json, os, time, zlib
+import base64, hashlib, io, json, os, sys, time, zlib
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import psutil
 import torch
+from PIL import Image
 from fastcore.basics import patch
 
 from ..data.speech import sentences, speak, find_voice, visemes
@@ -35,7 +36,7 @@ class EndlessSpeech:
         self.voice, self.seed, self.loop, self.frames, self.kept = find_voice(voice), seed, loop, frames_per_block, {}
     def chapter(self, number:int)->tuple:
         "Samples and mouth of 210 blocks; a loop has one chapter."
-        number = 0 if self.loop else number
+        number = 0 if self.loop else number      # the last two are kept
         if number not in self.kept: self.kept = dict(list(self.kept.items())[-1:] + [(number, self.make(number))])
         return self.kept[number]
     def make(self, number:int)->tuple:
@@ -45,12 +46,10 @@ class EndlessSpeech:
             said = speak(bank[rng.integers(len(bank))], self.voice)
             if at + said.seconds > n / 25 - .1: break           # no word is cut where the loop closes
             first = round(at * 16000); samples[first:first + len(said.samples)] = said.samples
-            phonemes += [(at + start, symbol) for start, symbol in said.phonemes]
-            at += said.seconds + rng.uniform(.15, .6)
+            phonemes += [(at + start, symbol) for start, symbol in said.phonemes]; at += said.seconds + rng.uniform(.15, .6)
         return samples, visemes(phonemes, n)
     def block(self, number:int)->np.ndarray:
-        size = 640 * self.frames
-        return self.chapter(number // LOOP)[0][number % LOOP * size:][:size]
+        return self.chapter(number // LOOP)[0][number % LOOP * 640 * self.frames:][:640 * self.frames]
     def mouth(self, first:int, blocks:int=SLOT)->np.ndarray:
         return np.concatenate([self.chapter(b // LOOP)[1][b % LOOP * self.frames:][:self.frames] for b in range(first, first + blocks)])
 
@@ -59,12 +58,13 @@ MEASURES = ("sync", "identity", "distance", "broken", "sharpness", "motion", "co
 _GROUP = {g: [MOTION_CHANNELS.index(c) for c in MOTION_GROUPS[g]] for g in ("mouth", "head")}
 
 def look(frames:np.ndarray, who=None, every:int=42)->dict:
-    "What one slot's frames (T, H, W, 3) leave behind; with `who` (an Identity of the world), every `every`-th frame's distance to the world, too."
+    "What one slot's frames (T, H, W, 3) leave behind; with an Identity `who`, every `every`-th frame's distance to the world, too."
     seen, size = read_clip(load_probe(), frames), frames.shape[1]
     change = np.array([np.abs(b.astype(np.int16) - a).mean() for a, b in zip(frames, frames[1:])])
     border = np.arange(1, len(frames)) % 12 == 0
     far = {} if who is None else distance_numbers(nearest(who, frames, seen.motion, every=every, first=every // 2)[0])
-    return dict(seen=seen.motion.astype(np.float32), face=seen.identity.astype(np.float32), sharpness=sharpness(frames[::3]), flicker=flicker(frames),
+    return dict(seen=seen.motion.astype(np.float32), face=seen.identity.astype(np.float32),
+                sharpness=sharpness(frames[::3]), flicker=flicker(frames),
                 cells=frames.mean(0).reshape(8, size // 8, 8, size // 8, 3).mean((1, 3)).astype(np.float32),
                 seam=float(change[border].mean() / max(change[~border].mean(), 1e-6)), **far)
 
@@ -84,14 +84,14 @@ def _delta(a:list, b:list)->float:
 # %% ../../nbs/52_eval.endurance.ipynb #41d5f5a5
 class Run:
     "An endless stream that measures itself: `slot()` makes the next 21 blocks."
-    def __init__(self, avatar, portrait:np.ndarray, prompt:str, config, speech:EndlessSpeech, keep:tuple=(0, 10, 100, 1000, 10000), memory:int=None,
-                 who=None): # the portrait's Identity, where the world drew it: films are measured by their distance to the world, too
-        self.stream, self.speech, self.keep = AvatarStream(avatar, portrait, prompt, config), speech, keep
-        self.who = who
+    def __init__(self, avatar, portrait:np.ndarray, prompt:str, config, speech:EndlessSpeech, keep:tuple=(0, 10, 100, 1000, 10000),
+                 memory:int=None, who=None): # the portrait's Identity, where the world drew it: measures the distance to the world, too
+        self.stream, self.speech, self.keep, self.who = AvatarStream(avatar, portrait, prompt, config), speech, keep, who
         self.memory = decoder_memory(avatar.vae, avatar.preset.latent) if memory is None else memory
         self.decoder = RareDecoder(avatar.vae, self.stream.decoder, self.memory)
         self.portrait, self.looks, self.frames = look(np.repeat(self.stream.avatar.portrait(portrait)[None], 24, 0)), {}, {}
-        self.costs, self.fingerprint, self.resumed = np.zeros((0, 4), np.float32), "", 0    # a row a block: seconds, CPU seconds, resident MB, decode seconds
+        self.fingerprint, self.resumed = "", 0
+        self.costs = np.zeros((0, 4), np.float32)    # a row a block: seconds, CPU seconds, resident MB, decode seconds
     @property
     def block(self)->int: return self.stream.sampler.number
     @property
@@ -141,20 +141,26 @@ def save(self:Run, path, about:dict):
     self.stream.decoder = self.decoder.state
     state, prompt = self.stream.snapshot()
     state |= {f"waiting.{i}": z.clone() for i, z in enumerate(self.decoder.waiting)} | dict(costs=torch.from_numpy(self.costs))
-    state |= {f"look.{i}.{k}": torch.from_numpy(l[k]) for i, l in self.looks.items() for k in _TRACKS} | {f"frame.{k}": torch.from_numpy(f.copy()) for k, f in self.frames.items()}
-    notes = dict(about=about, prompt=prompt, fingerprint=self.fingerprint, resumed=self.resumed, looks={i: {k: v for k, v in l.items() if k not in _TRACKS} for i, l in self.looks.items()})
+    state |= {f"look.{i}.{k}": torch.from_numpy(l[k]) for i, l in self.looks.items() for k in _TRACKS}
+    state |= {f"frame.{k}": torch.from_numpy(f.copy()) for k, f in self.frames.items()}
+    numbers = {i: {k: v for k, v in l.items() if k not in _TRACKS} for i, l in self.looks.items()}
+    notes = dict(about=about, prompt=prompt, fingerprint=self.fingerprint, resumed=self.resumed, looks=numbers)
     part = path.with_suffix(".part"); save_file({k: v.contiguous() for k, v in state.items()}, part, metadata=dict(notes=json.dumps(notes)))
     os.replace(part, path)
     del state; release()
 
+# %% ../../nbs/52_eval.endurance.ipynb #2dafba34
 @patch
 def load(self:Run, path, about:dict)->"Run":
     "Go on where `save` was called, bit for bit. ValueError: damaged, or another run's."
     from safetensors import SafetensorError, safe_open
     try:
-        with safe_open(path, "pt") as f: state, notes = {k: f.get_tensor(k).clone() for k in f.keys()}, json.loads(f.metadata()["notes"])
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as e: raise ValueError(f"{Path(path).name} can't be read ({e}): delete it to begin anew") from e
-    if notes["about"] != json.loads(json.dumps(about)): raise ValueError(f"{Path(path).name} belongs to a run with other settings: give another out, or delete it")
+        with safe_open(path, "pt") as f:
+            state, notes = {k: f.get_tensor(k).clone() for k in f.keys()}, json.loads(f.metadata()["notes"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as e:
+        raise ValueError(f"{Path(path).name} can't be read ({e}): delete it to begin anew") from e
+    if notes["about"] != json.loads(json.dumps(about)):
+        raise ValueError(f"{Path(path).name} belongs to a run with other settings: give another out, or delete it")
     self.stream.restore(state, notes["prompt"])
     self.decoder.state = self.stream.decoder
     self.decoder.waiting = [state[f"waiting.{i}"] for i in range(sum(k.startswith("waiting.") for k in state))]
@@ -171,26 +177,24 @@ def measured_slots(slots:int, every:int=10)->set:
 def _rounded(d:dict)->dict: return {k: round(float(v), 4) for k, v in d.items()}
 
 def _png(frame)->str:
-    from PIL import Image
     out = io.BytesIO(); Image.fromarray(frame).save(out, "PNG", optimize=True)
     return base64.b64encode(out.getvalue()).decode()
 
 def picture(text:str)->np.ndarray:
     "A frame of a record, as (H, W, 3) uint8."
-    from PIL import Image
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB"))
 
 # %% ../../nbs/52_eval.endurance.ipynb #43d89473
 def costs(rows:np.ndarray)->dict:
     "Time and memory of a run: blocks 100 to 1,100 against the last 1,000 (or thirds of a short run), medians."
     n = len(rows); k, start = min(1000, n // 3), min(100, n // 3); early, late = rows[start:][:k], rows[-k:]
-    decode = rows[rows[:, 3] > 0, 3]
     ratio = lambda c: round(float(np.median(late[:, c]) / np.median(early[:, c])), 4)
-    return dict(seconds_per_block=round(float(np.median(rows[:, 0])), 4), cpu_seconds_per_block=round(float(np.median(rows[:, 1])), 4),
-                decode_seconds_per_block=round(float(np.median(decode)), 4), late_over_early=ratio(0), late_over_early_cpu=ratio(1),
-                rss_mb_early=round(float(rows[start, 2]), 1), rss_mb_end=round(float(rows[-1, 2]), 1), rss_mb_growth=round(float(rows[-1, 2] - rows[start, 2]), 1),
-                rss_mb_curve=[round(float(v), 1) for v in rows[::max(1, n // 100), 2]], ms_curve=[round(1e3 * float(np.median(p)), 1) for p in np.array_split(rows[:, 0], min(100, n))],
-                cpu_ms_curve=[round(1e3 * float(np.median(p)), 1) for p in np.array_split(rows[:, 1], min(100, n))])
+    curve = lambda c: [round(1e3 * float(np.median(p)), 1) for p in np.array_split(rows[:, c], min(100, n))]
+    middle, mb = lambda v: round(float(np.median(v)), 4), lambda v: round(float(v), 1)
+    return dict(seconds_per_block=middle(rows[:, 0]), cpu_seconds_per_block=middle(rows[:, 1]), decode_seconds_per_block=middle(rows[rows[:, 3] > 0, 3]),
+                late_over_early=ratio(0), late_over_early_cpu=ratio(1), rss_mb_early=mb(rows[start, 2]), rss_mb_end=mb(rows[-1, 2]),
+                rss_mb_growth=mb(rows[-1, 2] - rows[start, 2]), rss_mb_curve=[mb(v) for v in rows[::max(1, n // 100), 2]],
+                ms_curve=curve(0), cpu_ms_curve=curve(1))
 
 @patch
 def report(self:Run)->dict:
@@ -198,14 +202,13 @@ def report(self:Run)->dict:
     n, t = self.at, self.stream.avatar.preset.seconds_per_block * SLOT
     end = [i for i in range(n - min(10, n // 2), n) if i in self.looks]
     begin = [i % 10 for i in end] if n >= 20 and self.speech.loop else list(range(len(end)))    # the same words, if they come round
-    first, last = self.marks(begin), self.marks(end)
-    now = [dict(start_s=round(i * t, 2), **_rounded(self.marks([i])), colour_moved=round(_delta([self.looks[i]], [self.looks[0]]), 4)) for i in sorted(self.looks)]
-    return dict(blocks=self.block, seconds=round(self.block * t / SLOT, 2), fingerprint=self.fingerprint, resumed=self.resumed, decoder_memory_blocks=self.memory,
-                window_seconds=round(len(end) * t, 2), first=_rounded(first), last=_rounded(last),
+    first, last, moved = self.marks(begin), self.marks(end), lambda a, b: round(_delta([self.looks[i] for i in a], [self.looks[i] for i in b]), 4)
+    now = [dict(start_s=round(i * t, 2), **_rounded(self.marks([i])), colour_moved=moved([i], [0])) for i in sorted(self.looks)]
+    return dict(blocks=self.block, seconds=round(self.block * t / SLOT, 2), fingerprint=self.fingerprint, resumed=self.resumed,
+                decoder_memory_blocks=self.memory, window_seconds=round(len(end) * t, 2), first=_rounded(first), last=_rounded(last),
                 change_percent={m: round(100 * (last[m] / first[m] - 1), 2) for m in ("sync", "identity", "sharpness", "motion")},
                 distance_moved=round(last["distance"] - first["distance"], 3) if "distance" in last else None,
-                colour_moved=round(_delta([self.looks[i] for i in begin], [self.looks[i] for i in end]), 4),
-                costs=costs(self.costs), windows=now, frames={str(k): _png(f) for k, f in self.frames.items()})
+                colour_moved=moved(begin, end), costs=costs(self.costs), windows=now, frames={str(k): _png(f) for k, f in self.frames.items()})
 
 # %% ../../nbs/52_eval.endurance.ipynb #5f5bf7f1
 def settings_of(avatar, steps:int=4, policy:str="timestep", sink:str="full", without:str=None, **settings):
@@ -233,31 +236,34 @@ def endure(avatar, seconds:float, portrait:np.ndarray, prompt:str, config, path=
 def bench_endurance(
     preset:str="pico", seconds:float=600., without:str=None, # aas, rolling-rope, history-corrupt; each: the table of all four
     weights:str=None, steps:int=4, policy:str="timestep", sink:str="full", # plain, rolling, aas, full, official
-    seed:int=0, face:int=83, mood:str="calm", voice:str="en-ada", loop:bool=True, out:str="runs/endurance", threads:int=1, progress:bool=None, watch=None,
+    seed:int=0, face:int=83, mood:str="calm", voice:str="en-ada", loop:bool=True, out:str="runs/endurance",
+    threads:int=1, progress:bool=None, watch=None,
     **settings, # any other field of SamplerConfig
 )->dict:
     "Chapter 52: stream for ever and look now and then; goes on after a kill."
-    import sys
-    if without == "each": return ablations(**{k: v for k, v in locals().items() if k not in ("without", "settings", "sys")}, **settings)
+    if without == "each": return ablations(**{k: v for k, v in locals().items() if k not in ("without", "settings")}, **settings)
     torch.set_num_threads(threads)
     p = get_preset(preset); avatar = LiveAvatar.from_pretrained(p, weights=weights)
     config = settings_of(avatar, steps, policy, sink, without, seed=seed, **settings)
     who = random_identity(split_seed("heldout", face)); prompt = f"a {SPECIES[who.species]}, {mood}"
     mark = lambda name: f"{zlib.crc32(find_weights(name).read_bytes()):08x}"
     name = shipped_weights(p.name, weights)
-    about = dict(preset=p.name, weights=f"{Path(name).stem} {mark(name)}", vae=mark("nano_vae"), sampler=asdict(config), face=face, prompt=prompt, voice=voice, loop=loop, threads=threads)
+    about = dict(preset=p.name, weights=f"{Path(name).stem} {mark(name)}", vae=mark("nano_vae"), sampler=asdict(config), face=face,
+                 prompt=prompt, voice=voice, loop=loop, threads=threads)
     key = zlib.crc32(json.dumps(about, sort_keys=True).encode())
     path = Path(out) / f"{p.name}_{without or sink}_{key:08x}.safetensors"
-    run = endure(avatar, float(seconds), render_portrait(who, p.size[0]), prompt, config, path, EndlessSpeech(voice, seed, loop, p.frames_per_block), about,
-                 watch=watch, who=who, progress=sys.stderr.isatty() if progress is None else progress)
+    speech, progress = EndlessSpeech(voice, seed, loop, p.frames_per_block), sys.stderr.isatty() if progress is None else progress
+    run = endure(avatar, float(seconds), render_portrait(who, p.size[0]), prompt, config, path, speech, about,
+                 watch=watch, who=who, progress=progress)
     return about | dict(without=without) | run.report()
 
 # %% ../../nbs/52_eval.endurance.ipynb #4ba7cb11
+PANELS = ("sync", "identity", "distance", "sharpness", "motion", "colour", "flicker", "seam")
+
 def ablations(seconds:float=600., **options)->dict:
     "The paper's table 4: the whole method, and each part left out; all of them with the same face, words and noise."
-    rows = {name: bench_endurance(seconds=seconds, without=part, **options)
-            for name, part in {"full": None, "without AAS": "aas", "without Rolling RoPE": "rolling-rope", "without History Corrupt": "history-corrupt"}.items()}
-    return dict(rows=rows)
+    parts = {"full": None, "without AAS": "aas", "without Rolling RoPE": "rolling-rope", "without History Corrupt": "history-corrupt"}
+    return dict(rows={name: bench_endurance(seconds=seconds, without=part, **options) for name, part in parts.items()})
 
 def table4(rows:dict)->str:
     "Rows of `ablations` as text: the last window, and in brackets how far it is from the run's first."
@@ -269,17 +275,16 @@ def table4(rows:dict)->str:
     return "\n".join(lines)
 
 # %% ../../nbs/52_eval.endurance.ipynb #2713026d
-PANELS = ("sync", "identity", "distance", "sharpness", "motion", "colour", "flicker", "seam")
-
 def draw_curves(windows:list, axs, label:str=None, **style):
     "One line in each of eight axes: the windows' measures over time (seconds; from 100 s on logarithmic)."
     t = [w["start_s"] + 5 for w in windows]
     for ax, name in zip(np.ravel(axs), PANELS):
-        if name not in windows[0]: continue
-        ax.plot(t, [w[name] for w in windows], ".-", ms=3, lw=.8, label=label, **style)
+        if name not in windows[0]: ax.set_visible(bool(ax.lines)); continue
+        ax.set_visible(True)
+        ax.plot(t, [w[name] for w in windows], ".-", ms=4, lw=1, label=label, **style)
         ax.set_xscale("symlog", linthresh=100, linscale=.6) if t and t[-1] > 400 else None
         top = max([max(line.get_ydata(), default=0) for line in ax.lines])      # of all lines so far: none is cut off
-        ax.set_title(name, fontsize=8); ax.tick_params(labelsize=7); ax.set_ylim(0, 1.15 * top or 1)
+        ax.set_title(name, fontsize=10); ax.tick_params(labelsize=8); ax.set_ylim(0, 1.15 * top or 1)
 
 class LivePlot:
     "Call with a Run: redraws its curves in the notebook cell."
@@ -287,9 +292,9 @@ class LivePlot:
     def __call__(self, run):
         import matplotlib.pyplot as plt
         from IPython.display import display
-        fig, axs = plt.subplots(2, 4, figsize=(8, 3), dpi=75, sharex=True, layout="constrained")
+        fig, axs = plt.subplots(2, 4, figsize=(6.4, 3.4), dpi=100, sharex=True, layout="constrained")
         step = run.stream.avatar.preset.seconds_per_block * SLOT
         draw_curves([dict(start_s=i * step, **run.marks([i])) for i in sorted(run.looks)], axs)
-        fig.suptitle(f"{run.block} blocks, {run.at * step:.0f} s, {1e3 * np.median(run.costs[-200:, 0]):.0f} ms a block, {run.costs[-1, 2]:.0f} MB", fontsize=9); plt.close(fig)
+        fig.suptitle(f"{run.block} blocks, {run.at * step:.0f} s, {1e3 * np.median(run.costs[-200:, 0]):.0f} ms a block", fontsize=11); plt.close(fig)
         if self.handle is None: self.handle = display(fig, display_id=True)
         else: self.handle.update(fig)

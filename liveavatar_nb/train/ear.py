@@ -42,10 +42,12 @@ def make_sounds(out, n:int=6144, frames:int=132, shard:int=256, worker:int=0, wo
         path = Path(out)/f"sounds_{k:05d}.safetensors"
         if path.exists():
             there = read_header(path)[1]["frames"]
-            if there != frames: raise ValueError(f"shard {path.name} holds sounds of {there} frames, not {frames}: choose an empty folder or delete the old shards")
-            continue
-        rows, meant = zip(*(sound_of(s, frames) for s in range(k * shard, min(n, (k + 1) * shard))))
-        write_checkpoint(path, dict(rows=torch.from_numpy(np.stack(rows)).half(), meant=torch.from_numpy(np.stack(meant)).half()), dict(frames=frames, first=k * shard)); made += 1
+            if there == frames: continue
+            raise ValueError(f"shard {path.name} holds sounds of {there} frames, not {frames}: "
+                             "choose an empty folder or delete the old shards")
+        spoken = [sound_of(s, frames) for s in range(k * shard, min(n, (k + 1) * shard))]
+        rows, meant = (torch.from_numpy(np.stack(x)).half() for x in zip(*spoken))
+        write_checkpoint(path, dict(rows=rows, meant=meant), dict(frames=frames, first=k * shard)); made += 1
     return made
 
 # %% ../../nbs/31b_train.ear.ipynb #ac4bcdfa
@@ -76,7 +78,8 @@ class Sounds:
     def batch(self, step:int, size:int, seed:int=0)->tuple[Tensor, Tensor]:
         "(rows (size, T, 80), meant (size, T, 6)) of random sounds."
         at = [self.places[i] for i in np.random.default_rng(mix(seed, step, 30)).integers(len(self), size=size)]
-        return tuple(torch.from_numpy(np.stack([self.shards[s][name][r] for s, r in at]).astype(np.float32)) for name in ("rows", "meant"))
+        stack = lambda name: torch.from_numpy(np.stack([self.shards[s][name][r] for s, r in at]).astype(np.float32))
+        return stack("rows"), stack("meant")
 
 def heldout_sounds(n:int=24, frames:int=132, first:int=50_000)->tuple[Tensor, Tensor]:
     "Sounds of held-out voices and sentences, none of them of an exam."
@@ -84,6 +87,7 @@ def heldout_sounds(n:int=24, frames:int=132, first:int=50_000)->tuple[Tensor, Te
     meant = [np.concatenate([visemes(s.phonemes, frames), emphasis(s.samples, frames)[:, None]], 1) for s in speeches]
     return torch.from_numpy(np.stack([audio_features(s.samples, frames) for s in speeches])), torch.from_numpy(np.stack(meant)).float()
 
+# %% ../../nbs/31b_train.ear.ipynb #c59beb89
 @torch.no_grad()
 def validate_hearing(listener:Listener, sounds:tuple)->dict[str, float]:
     "{'val': mean squared error, 'val_mouth_open': correlation over time, mean over the sounds, ...}"
@@ -105,15 +109,34 @@ def train_ear(data="runs/sounds", # folder of make_sounds
     torch.manual_seed(seed)
     c, sounds, check = get_preset(preset).dit, Sounds(data), heldout_sounds()
     listener = Listener(c.audio_dim, c.ear)
-    run = fit(lambda step, b, rng: hearing_loss(listener, b, rng, throat), listener, lambda step, seed: sounds.batch(step, batch, seed), out, Optim(lr=lr, weight_decay=1e-2, ema=ema),
-              steps=steps, minutes=minutes, seed=seed, resume=resume, validate=lambda: validate_hearing(listener, check), validate_every=validate_every, **options)
+    loss = lambda step, b, rng: hearing_loss(listener, b, rng, throat)
+    run = fit(loss, listener, lambda step, seed: sounds.batch(step, batch, seed), out, Optim(lr=lr, weight_decay=1e-2, ema=ema),
+              steps=steps, minutes=minutes, seed=seed, resume=resume,
+              validate=lambda: validate_hearing(listener, check), validate_every=validate_every, **options)
     load_ema(out, listener)
     last = {k: round(v, 4) for e in read_log(out) for k, v in e.items() if k.startswith("val")}
-    card = dict(stage="ear", updates=run.step, seconds=round(run.seconds), settings=dict(batch=batch, lr=lr, throat=throat, sounds=len(sounds), seed=seed), validation=last)
+    settings = dict(batch=batch, lr=lr, throat=throat, sounds=len(sounds), seed=seed)
+    card = dict(stage="ear", updates=run.step, seconds=round(run.seconds), settings=settings, validation=last)
     save_weights(Path(out)/"weights.safetensors", listener.ear.eval(), "ear", card)
     return listener.ear
 
 # %% ../../nbs/31b_train.ear.ipynb #3d1f85c8
+def _tokens(net:DiT, rows:Tensor)->list:
+    "What the audio encoder hands on, heard block by block."
+    n, c = len(rows), net.config
+    if c.ear: rows = net.ear(cut_blocks(rows, AUDIO_HISTORY, 12).flatten(0, 1))
+    return [t.unflatten(0, (n, -1)).flatten(1, 2) for t in net.casual_audio_encoder.blocks(rows[:, None].mT, AUDIO_HISTORY)]
+
+def _with_ear(old:DiT, ear, preset, name:str)->DiT:
+    "A copy of a network, of the preset's kind, with another ear. ValueError: it differs in more than its ear."
+    net = DiT(get_preset(preset).dit).eval()
+    missing, unknown = net.load_state_dict({k: v for k, v in old.state_dict().items() if not k.startswith("ear.")}, strict=False)
+    if unknown or any(not k.startswith("ear.") for k in missing):
+        raise ValueError(f"{name} differs from {preset} in more than its ear: check the preset")
+    load_weights(ear, net.ear)
+    return net
+
+# %% ../../nbs/31b_train.ear.ipynb #17d67869
 def change_ear(init, # network: weights file or shipped name
     out="runs/change_ear",
     data="runs/latents",          # folder of encoded clips, for their sound
@@ -122,21 +145,17 @@ def change_ear(init, # network: weights file or shipped name
 )->DiT:
     "Fits the audio encoder of a network with another ear to the audio tokens it made before; writes out/weights.safetensors."
     torch.manual_seed(seed)
-    old, net, clips = load_weights(init), DiT(get_preset(preset).dit).eval(), LatentClips(data)
-    missing, unknown = net.load_state_dict({k: v for k, v in old.state_dict().items() if not k.startswith("ear.")}, strict=False)
-    if unknown or any(not k.startswith("ear.") for k in missing): raise ValueError(f"{Path(str(init)).name} differs from {preset} in more than its ear: check the preset")
-    load_weights(ear, net.ear)
-    blocks = clips.latent_frames // 3
-    def tokens(net, rows):   # what the audio encoder hands on, heard block by block
-        n, c = len(rows), net.config
-        if c.ear: rows = net.ear(cut_blocks(rows, AUDIO_HISTORY, 12).flatten(0, 1))
-        return [t.unflatten(0, (n, -1)).flatten(1, 2) for t in net.casual_audio_encoder.blocks(rows[:, None].mT, AUDIO_HISTORY)]
+    old, clips = load_weights(init), LatentClips(data)
+    net = _with_ear(old, ear, preset, Path(str(init)).name)
     def loss(step, b, rng):
         rows = another_throat(b["audio"], rng, .06)
-        with torch.no_grad(): before = tokens(old, rows)
-        return sum(F.mse_loss(a, c) / c.var() for a, c in zip(tokens(net, rows), before))
+        with torch.no_grad(): before = _tokens(old, rows)
+        return sum(F.mse_loss(a, c) / c.var() for a, c in zip(_tokens(net, rows), before))
     learner = nn.ModuleDict(dict(casual_audio_encoder=net.casual_audio_encoder))
-    run = fit(loss, learner, lambda step, seed: clips.batch(step, batch, blocks, seed), out, Optim(lr=lr, ema=.99), steps=steps, minutes=minutes, seed=seed, resume=resume, **options)
+    run = fit(loss, learner, lambda step, seed: clips.batch(step, batch, clips.latent_frames // 3, seed), out, Optim(lr=lr, ema=.99),
+              steps=steps, minutes=minutes, seed=seed, resume=resume, **options)
     load_ema(out, learner)
-    save_weights(Path(out)/"weights.safetensors", net, "dit", dict(stage="change_ear", updates=run.step, seconds=round(run.seconds), init=str(init), loss=[e["loss"] for e in read_log(out) if "loss" in e][-1]))
+    last = [e["loss"] for e in read_log(out) if "loss" in e][-1]
+    card = dict(stage="change_ear", updates=run.step, seconds=round(run.seconds), init=str(init), loss=last)
+    save_weights(Path(out)/"weights.safetensors", net, "dit", card)
     return net

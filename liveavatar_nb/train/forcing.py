@@ -42,7 +42,8 @@ def choose_kind(rng:torch.Generator, shares:dict)->str:
     return kind
 
 def choose_blocks(block_frames:int|tuple, window_blocks:int, rng:torch.Generator)->tuple[int, int]:
-    "(latent frames in a block, blocks in the window): one of several sizes, with the window's past of 3 (`window_blocks` - 1) latent frames for each."
+    """(latent frames in a block, blocks in the window): one of several sizes, with the window's past of 3 (`window_blocks` - 1)
+    latent frames for each."""
     if isinstance(block_frames, int): return block_frames, window_blocks
     k = int(block_frames[int(torch.randint(len(block_frames), (1,), generator=rng, device=rng.device))])
     return k, 3 * (window_blocks - 1) // k + 1
@@ -54,7 +55,8 @@ def clip_mask(frames:int, tokens:int, block_frames:int, window_blocks:int, sink_
     make = teacher_forcing_mask if clean else block_causal_mask
     return make(frames, tokens, block_frames, window_blocks, sink_tokens)[-frames * tokens:].to(device)
 
-def clean_past(net:DiT, x0:Tensor, sigma:Tensor, eps:Tensor, conditions, sink:Past, window_blocks:int=4, block_frames:int=3)->tuple[Past, Tensor]:
+def clean_past(net:DiT, x0:Tensor, sigma:Tensor, eps:Tensor, conditions, sink:Past,
+               window_blocks:int=4, block_frames:int=3)->tuple[Past, Tensor]:
     "(past, mask): sink and clip (noised to `sigma` (B, F)) as keys and values; a noisy block may see the earlier blocks and itself."
     frames, p = x0.shape[2], net.config.patch
     grid = x0.shape[3] // p[1], x0.shape[4] // p[2]; n = grid[0] * grid[1]
@@ -66,34 +68,43 @@ def clean_past(net:DiT, x0:Tensor, sigma:Tensor, eps:Tensor, conditions, sink:Pa
     return past, clip_mask(frames, n, block_frames, window_blocks, sink.sink_tokens, x0.device, True)
 
 # %% ../../nbs/32_train.forcing.ipynb #5b41f91b
-def forward_forcing(net:DiT, x0, sigma, eps, conditions, sink:Past, kind:str, context=None, window_blocks:int=4, block_frames:int=3)->Tensor:
+def forward_forcing(net:DiT, x0, sigma, eps, conditions, sink:Past, kind:str, context=None,
+                    window_blocks:int=4, block_frames:int=3)->Tensor:
     "Velocity of all blocks in one parallel pass. `context`: (sigma, eps) of the clean copies for kind 'clean'."
     frames, p = x0.shape[2], net.config.patch
     if kind == "clean": past, mask = clean_past(net, x0, *context, conditions, sink, window_blocks, block_frames)
-    else: past, mask = sink, clip_mask(frames, x0.shape[3] // p[1] * (x0.shape[4] // p[2]), block_frames, window_blocks, sink.sink_tokens, x0.device)
+    else:
+        tokens = x0.shape[3] // p[1] * (x0.shape[4] // p[2])
+        past, mask = sink, clip_mask(frames, tokens, block_frames, window_blocks, sink.sink_tokens, x0.device)
     return net(add_noise(x0, eps, sigma), sigma, conditions, past, mask=mask)[0]
 
+# %% ../../nbs/32_train.forcing.ipynb #af961389
 SHARES = dict(independent=.35, diagonal=.15, clean=.5)
 
 def forcing_error(net:DiT, batch:dict, conditions, rng:torch.Generator, shares:dict=SHARES, shift:float=1., context_noise:float=.1,
                   window_blocks:int=4, block_frames:int=3)->tuple[Tensor, str]: # (B, C, F, h, w), kind of noise
-    "Squared error of the velocity of `latents` (B, C, F, h, w) behind `sink`, one kind of noise a batch; what stage 1 and its fine-tunings share."
+    """Squared error of the velocity of `latents` (B, C, F, h, w) behind `sink`, one kind of noise a batch; what stage 1 and its
+    fine-tunings share."""
     x0, n_blocks = batch["latents"], batch["latents"].shape[2] // block_frames
     noise = lambda: torch.randn(x0.shape, generator=rng, device=x0.device)
     conditions = net.refer(conditions, batch["sink"], x0.shape[2])
     sink = sink_past(net, batch["sink"], conditions, sink_place(n_blocks, rng, block_frames))
-    kind = choose_kind(rng, shares)
+    kind, context = choose_kind(rng, shares), None
     sigma, eps = forcing_sigmas(kind, len(x0), n_blocks, rng, shift, block_frames), noise()
-    context = (context_noise * forcing_sigmas("independent", len(x0), n_blocks, rng, block_frames=block_frames), noise()) if kind == "clean" else None
+    if kind == "clean": context = context_noise * forcing_sigmas("independent", len(x0), n_blocks, rng, block_frames=block_frames), noise()
     v = forward_forcing(net, x0, sigma, eps, conditions, sink, kind, context, window_blocks, block_frames)
     return (v.float() - velocity(x0, eps)).square(), kind
 
-def forcing_loss(net:DiT, batch:dict, rng:torch.Generator, shares:dict=SHARES, shift:float=1., moving:float=0., drop:tuple=(.05, .05, .05),
-                 throat:float=0., align:float=0., context_noise:float=.1, window_blocks:int=4, block_frames:int|tuple=3)->tuple[Tensor, dict]:
-    "Block-wise velocity loss of stage 1; one kind of noise and one size of block a batch (drawn, if several are given). Live Avatar, sec. 4.2; diffusion forcing, arXiv 2407.01392."
+# %% ../../nbs/32_train.forcing.ipynb #fa6fd28b
+def forcing_loss(net:DiT, batch:dict, rng:torch.Generator, shares:dict=SHARES, shift:float=1., moving:float=0.,
+                 drop:tuple=(.05, .05, .05), throat:float=0., align:float=0., context_noise:float=.1,
+                 window_blocks:int=4, block_frames:int|tuple=3)->tuple[Tensor, dict]:
+    """Block-wise velocity loss of stage 1; one kind of noise and one size of block a batch (drawn, if several are given).
+    Live Avatar, sec. 4.2; diffusion forcing, arXiv 2407.01392."""
     block_frames, window_blocks = choose_blocks(block_frames, window_blocks, rng)
     frames = batch["latents"].shape[2]
-    if frames % block_frames: raise ValueError(f"{frames} latent frames do not divide into blocks of {block_frames}: choose another n_blocks")
+    if frames % block_frames:
+        raise ValueError(f"{frames} latent frames do not divide into blocks of {block_frames}: choose another n_blocks")
     tokens, audio = drop_conditions(batch, rng, *drop)
     conditions = net.conditions(tokens, another_throat(audio, rng, throat), AUDIO_HISTORY, block_frames=block_frames)
     with middle_tokens(net) if align else nullcontext() as seen:
@@ -106,7 +117,8 @@ def forcing_loss(net:DiT, batch:dict, rng:torch.Generator, shares:dict=SHARES, s
     return loss, extra
 
 # %% ../../nbs/32_train.forcing.ipynb #003ae4c7
-def forcing_loss_at(net:DiT, batch:dict, sigma:float, rng:torch.Generator, kind:str="clean", window_blocks:int=4, block_frames:int=3)->Tensor:
+def forcing_loss_at(net:DiT, batch:dict, sigma:float, rng:torch.Generator, kind:str="clean",
+                    window_blocks:int=4, block_frames:int=3)->Tensor:
     "Stage 1's loss at one level for one kind of past, nothing dropped, sink at a fixed place."
     x0 = batch["latents"]; eps = torch.randn(x0.shape, generator=rng, device=x0.device)
     conditions = net.conditions(batch["tokens"], batch["audio"], AUDIO_HISTORY, block_frames=block_frames)
@@ -116,6 +128,7 @@ def forcing_loss_at(net:DiT, batch:dict, sigma:float, rng:torch.Generator, kind:
     v = forward_forcing(net, x0, levels, eps, conditions, sink, kind, (torch.zeros_like(levels), eps), window_blocks, block_frames)
     return (v.float() - velocity(x0, eps)).square().mean()
 
+# %% ../../nbs/32_train.forcing.ipynb #2076ce52
 def train_forcing(preset="pico", # name or Preset
     data="runs/latents",         # folder with train and heldout shards
     out="runs/forcing",
@@ -124,12 +137,14 @@ def train_forcing(preset="pico", # name or Preset
     batch:int=16, n_blocks:int=4, # windows of 3 n_blocks latent frames
     lr:float=6e-4, ema:float=.999,
     shares:dict=None,            # of the three kinds of noise; None = SHARES
-    shift:float=1., moving:float=0., drop:tuple=(.05, .05, .05), throat:float=0., align:float=0., context_noise:float=.1, window_blocks:int=4,
-    block_frames:int|tuple=3,    # latent frames in a block; (3, 1): both, in turns by chance, so that one network streams with either
+    shift:float=1., moving:float=0., drop:tuple=(.05, .05, .05), throat:float=0., align:float=0.,
+    context_noise:float=.1, window_blocks:int=4,
+    block_frames:int|tuple=3,    # latent frames in a block; (3, 1): both, in turns by chance: one network streams with either
     **options,                   # muon, seed, portrait, autocast, device, validate_every, limit, config, progress
 )->DiT:
     "Trains stage 1, block-causal diffusion forcing; returns it with averaged weights, written to out/weights.safetensors too."
-    at = partial(forcing_loss_at, window_blocks=window_blocks, block_frames=block_frames if isinstance(block_frames, int) else block_frames[0])
+    checked = block_frames if isinstance(block_frames, int) else block_frames[0]
+    at = partial(forcing_loss_at, window_blocks=window_blocks, block_frames=checked)
     return train_stage(forcing_loss, at, "forcing", preset, data, out, minutes, steps, resume, init, batch, n_blocks, lr, ema,
-                       shares=dict(shares or SHARES), shift=shift, moving=moving, drop=tuple(drop), throat=throat, align=align, context_noise=context_noise,
-                       window_blocks=window_blocks, block_frames=block_frames, **options)
+                       shares=dict(shares or SHARES), shift=shift, moving=moving, drop=tuple(drop), throat=throat, align=align,
+                       context_noise=context_noise, window_blocks=window_blocks, block_frames=block_frames, **options)
