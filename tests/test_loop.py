@@ -133,6 +133,13 @@ def test_refuses_other_seed_network_or_folder_in_use(tmp_path):
     with pytest.raises(ValueError, match="steps or minutes"): fit(mse(other), other, data, tmp_path/"x", progress=False)
 
 
+@pytest.mark.parametrize("end", [dict(), dict(steps=0), dict(minutes=0)])
+def test_a_training_without_an_end_is_refused(tmp_path, end):
+    with pytest.raises(ValueError, match="when to stop"):
+        fit(lambda *_: None, nn.Linear(1, 1), lambda *_: None, tmp_path / "run", **end)
+    assert not (tmp_path / "run").exists()
+
+
 def test_unwritable_folder_is_one_line(tmp_path):
     (tmp_path/"file").write_text("")
     with pytest.raises(TrainingError, match="can't create"): train(tmp_path/"file"/"run", steps=2)

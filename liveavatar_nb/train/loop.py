@@ -109,7 +109,7 @@ def fit(step_fn:Callable, # (step, batch, rng) -> loss | (loss, dict) | generato
     config:dict=None,                     # JSON-able; stands in every checkpoint
 )->Run:
     "Trains until `steps` or `minutes`, whichever comes first. Survives kill -9 at any moment: call it again with resume=True."
-    if steps is None and minutes is None: raise ValueError("nothing says when to stop: give steps or minutes")
+    if not steps and not minutes: raise ValueError("nothing says when to stop: give steps or minutes, more than 0")
     out = Path(out)
     trainer = Trainer(networks, optim, out, seed, keep, config)
     if checkpoints(out) and not resume: raise TrainingError(f"{out.name!r} already holds a run: pass resume=True or choose another folder")
