@@ -68,16 +68,18 @@ def train_vae_on_films(out, films, heldout, init=None, encoder:str="linear", min
 # %% ../../nbs/39b_train.gpu.ipynb #1d9ce800
 class PathsInMemory:
     "Recorded paths of clips on a device, with `PathClips`' batches."
-    def __init__(self, net, clips:WorldClips, n:int, n_blocks:int=5, path_steps:int=8, guidance:float=1.5, window_frames:int=9, chunk:int=128, seed:int=0, shift:float=1.):
+    def __init__(self, net, clips:WorldClips, n:int, n_blocks:int=5, path_steps:int=8, guidance:float=1.5, window_frames:int=9, chunk:int=128, seed:int=0,
+                 past=dict(policy="fixed", fixed_level=.07)):     # stage 1 has never seen a past without noise (chapter 32)
         self.levels = student_levels((4,))
         keep, parts = kept_steps(self.levels, path_steps), []
         for k in range(-(-n // chunk)):
             b = clips.batch(k, min(chunk, n), n_blocks, seed + 7)
-            config = many_steps(path_steps, window_frames=window_frames, weight=guidance, seed=mix(seed, k, 5) % 2**31, noise_on=clips.device.type)
+            config = many_steps(path_steps, window_frames=window_frames, weight=guidance, seed=mix(seed, k, 5) % 2**31,
+                                noise_on=clips.device.type, **past)
             with torch.autocast(clips.device.type, torch.bfloat16, enabled=clips.device.type == "cuda"): paths = record_paths(net, b, config, keep)
             parts.append(dict(paths=paths.half(), sink=b["sink"], tokens=b["tokens"], audio=b["audio"]))
         self.all = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
-        self.state = dict(levels=list(self.levels), path_steps=path_steps, guidance=guidance, window_frames=window_frames, clips=len(self))
+        self.state = dict(levels=list(self.levels), path_steps=path_steps, guidance=guidance, window_frames=window_frames, clips=len(self), **past)
     def __len__(self)->int: return len(self.all["sink"])
     def batch(self, step:int, size:int, seed:int=0)->dict:
         rng = np.random.default_rng(mix(seed, step, 21))

@@ -70,13 +70,13 @@ def make_paths(out, preset="pico", teacher="pico_forcing", data="runs/latents", 
     net, out, levels = load_weights(_file(teacher)).eval(), Path(out), student_levels()
     keep, made = kept_steps(levels, path_steps), 0
     card = card_of(_file(teacher)).get("sampler", {})
+    past = dict(sink_distance=get_preset(preset).dit.sink_distance) | {k: card[k] for k in ("policy", "fixed_level") if k in card}
     window = window_frames or card.get("window_frames", get_preset(preset).window_frames)
     for split, count in (("heldout", n_heldout), ("train", n_clips)):
         clips = LatentClips(data, split)
         for k in range(worker, -(-count // shard), workers):
-            path = out/f"{split}_{k:05d}.safetensors"
-            if path.exists(): continue
-            config = many_steps(path_steps, window_frames=window, sink_distance=get_preset(preset).dit.sink_distance, weight=guidance, seed=mix(seed, k, split == "train"))
+            if (path := out/f"{split}_{k:05d}.safetensors").exists(): continue
+            config = many_steps(path_steps, window_frames=window, weight=guidance, seed=mix(seed, k, split == "train"), **past)
             b = clips.batch(k, min(shard, len(clips)), n_blocks, seed)
             tensors = dict(paths=record_paths(net, b, config, keep).half(), **{f: b[f] for f in PATH_FIELDS})
             write_checkpoint(path, tensors, dict(levels=list(levels), path_steps=path_steps, guidance=guidance, window_frames=window, teacher=Path(str(teacher)).name)); made += 1
