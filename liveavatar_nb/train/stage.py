@@ -98,4 +98,6 @@ def train_stage(loss_fn, loss_at, kind:str, preset, data, out, minutes=None, ste
               ahead=device != "cpu",
               validate=lambda: validate_levels(net, checks, loss_at), validate_every=validate_every,
               config=everything | {"dit": asdict(net.config)}, progress=progress)
-    return finish(net, out, kind, preset, run, everything)
+    noise = settings.get("context_noise")             # who has seen noisy pasts only wants one when it streams, too (chapter 32)
+    more = dict(sampler=dict(policy="fixed", fixed_level=round(.7 * noise, 3))) if noise else {}
+    return finish(net, out, kind, preset, run, everything, **more)
