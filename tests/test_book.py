@@ -90,7 +90,8 @@ def test_where_the_demo_stands_the_book_says_how_to_see_it(tmp_path, play):
     (nbs := tmp_path / "nbs").mkdir()
     for name in ("91_demo", "index"):
         shutil.copy(root / "nbs" / f"{name}.ipynb", nbs)
-    shutil.copytree(root / "assets", tmp_path / "assets")
+    for pictures in ("assets", "docs/screenshots"):
+        shutil.copytree(root / pictures, tmp_path / pictures)
     mkbook.stage(tmp_path / "src", nbs, play)
     assert "VBox" not in (tmp_path / "src" / "91_demo.ipynb").read_text(encoding="utf-8")
     words = shown(tmp_path / "src" / "91_demo.ipynb")
