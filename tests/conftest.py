@@ -61,10 +61,3 @@ def refusal(tmp_path, capsys):
         assert len(lines) == 1
         return lines[0]
     return ask
-
-
-def pytest_collection_modifyitems(items):
-    "The live demo in a real browser, two kernels streaming at once, wants a machine of its own: LIVEAVATAR_SLOW=1 runs it."
-    if os.environ.get("LIVEAVATAR_SLOW"): return
-    for item in items:
-        if item.path.stem == "test_demo": item.add_marker(pytest.mark.skip(reason="six minutes, wants a quiet machine: LIVEAVATAR_SLOW=1"))
