@@ -22,7 +22,7 @@ from .controls import Controls, titled
 from .inside import Eyes, draw_sink, draw_tpp, draw_window
 from .live import BLOCK_S, Live, measure, warm_avatar
 from .player import Feed, Player, script
-from .talk import Answers
+from .talk import BOOK, Answers
 from ..eval.metrics import load_probe
 from ..stream.avatar import release
 from ..stream.sink import attention_shares
@@ -33,8 +33,8 @@ class Access(anywidget.AnyWidget):
     "Pressed states, reachable drawers and Ctrl+Enter for the page around it."
     _esm = script("access.js")
 
-HELP = """<div class="lav-title">Live Avatar <small>a portrait, a voice and a sentence become an endless film, while you watch
-(<a href="https://liveavatar-nb.github.io" target="_blank" rel="noopener">the book</a>)</small></div>
+HELP = f"""<div class="lav-title">Live Avatar <small>a portrait, a voice and a sentence become an endless film, while you watch
+(<a href="{BOOK}" target="_blank" rel="noopener">the book</a>)</small></div>
 <details class="lav-hint"><summary>How to begin</summary>Press <b>Start</b>: it breathes and looks about. Type a sentence and press <b>Say it</b> (or Ctrl+Enter); a new one interrupts.
 <b>Speak</b> uses your microphone. Then change the history or the sink, and watch the face. The faces are drawn: the small models know no photographs.</details>"""
 
@@ -177,7 +177,7 @@ def on_mic(self:Demo, message, buffers):
         if on: self.start()
         live = self.live
         if not self.listen(on) or live is None: return
-        self.talk.forget()
+        if on: self.talk.forget()
         with live.lock:
             if on and live.voices.waiting > 0: self.interrupt(live)
             live.voices.microphone(on)

@@ -39,8 +39,8 @@ def trimmed(samples:np.ndarray, level:float=.01)->np.ndarray:
 
 def titled(text): return W.HTML(f'<div class="lav-h">{text}</div>')
 def line(): return W.HTML(layout=W.Layout(min_height="0", margin="0"))
-def tell(where, text, bad=False):
-    where.value = f'<div class="lav-msg {"lav-bad" if bad else "lav-good"}" role="status">{html.escape(text)}</div>' if text else ""
+def tell(where, text, bad=False, more=""):     # more: markup of our own behind the words
+    where.value = f'<div class="lav-msg {"lav-bad" if bad else "lav-good"}" role="status">{html.escape(text)}{more}</div>' if text else ""
 def menu(options, name, tip, width="256px", label="58px", **more):
     return W.Dropdown(options=options, description=name, tooltip=tip, style=dict(description_width=label), layout=W.Layout(width=width, max_width="100%"), **more)
 def button(text, tip, **more): return W.Button(description=text, tooltip=tip, layout=W.Layout(width="auto"), **more)

@@ -57,16 +57,16 @@ def interruption(watched:Watched, act, silent:bool)->dict:
     session, screen = watched.session, watched.screen
     at, before, held = time.monotonic(), session.epoch, screen.held
     act()
-    new, half = [], round(.48 / session.seconds)                       # blocks in half a second
+    new, half, waited = [], round(.48 / session.seconds), None         # blocks in half a second
     while session.start is not None and len(new) < half and time.monotonic() < at + 10:
         time.sleep(.01)
         with session.lock: screen.tick(time.monotonic())
         new = [r for r in screen.shown if r[2] > before]
-        if len(new) == 1: held_until = screen.held
+        if new and waited is None: waited = screen.held - held
     old = [r for r in screen.shown if r[2] <= before]
     lips = lambda row: read_clip(load_probe(), watched.made[row[1], row[2]].frames).motion[-1, 0]
     return dict(call=1000 * (watched.stopped - at), sound=1000 * max(0, max(r[3] for r in old) - at), picture=1000 * (new[0][0] - at),
-                held=1000 * (held_until - held), after=sum(r[3] > watched.stopped for r in old), silent=silent,
+                held=1000 * waited, after=sum(r[3] > watched.stopped for r in old), silent=silent,
                 lips=float(lips(new[0])), lips_half=float(lips(new[-1])))
 
 # %% ../../nbs/70c_serve.watching.ipynb #a5342e8b

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'SHARES', 'forcing_sigmas', 'choose_kind', 'choose_blocks', 'clip_mask', 'clean_past', 'forward_forcing',
-           'forcing_error', 'forcing_loss', 'forcing_loss_at', 'train_forcing']
+           'forcing_error', 'forcing_loss', 'forcing_loss_at', 'known_past', 'train_forcing']
 
 # %% ../../nbs/32_train.forcing.ipynb #9376c72b
 from contextlib import nullcontext
@@ -129,6 +129,10 @@ def forcing_loss_at(net:DiT, batch:dict, sigma:float, rng:torch.Generator, kind:
     return (v.float() - velocity(x0, eps)).square().mean()
 
 # %% ../../nbs/32_train.forcing.ipynb #2076ce52
+def known_past(context_noise:float=.1)->dict:
+    "Settings of the sampler for who has seen pasts with at least a trace of noise; {}: exactly clean ones, too."
+    return dict(policy="fixed", fixed_level=round(.7 * context_noise, 3)) if context_noise else {}
+
 def train_forcing(preset="pico", # name or Preset
     data="runs/latents",         # folder with train and heldout shards
     out="runs/forcing",
@@ -147,4 +151,5 @@ def train_forcing(preset="pico", # name or Preset
     at = partial(forcing_loss_at, window_blocks=window_blocks, block_frames=checked)
     return train_stage(forcing_loss, at, "forcing", preset, data, out, minutes, steps, resume, init, batch, n_blocks, lr, ema,
                        shares=dict(shares or SHARES), shift=shift, moving=moving, drop=tuple(drop), throat=throat, align=align,
-                       context_noise=context_noise, window_blocks=window_blocks, block_frames=block_frames, **options)
+                       context_noise=context_noise, window_blocks=window_blocks, block_frames=block_frames,
+                       card=dict(sampler=known_past(context_noise)), **options)

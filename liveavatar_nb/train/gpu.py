@@ -19,7 +19,7 @@ from ..model.presets import load_weights, preset as get_preset, read_weights, sa
 from ..model.vae import VAEConfig, VideoVAE
 from ..stream.sampler import many_steps
 from .distill import train_distill
-from .forcing import train_forcing
+from .forcing import known_past, train_forcing
 from .loop import Optim, fit, load_ema, mix
 from .ode import kept_steps, record_paths, student_levels, train_ode
 from .teacher import train_teacher
@@ -69,7 +69,7 @@ def train_vae_on_films(out, films, heldout, init=None, encoder:str="linear", min
 class PathsInMemory:
     "Recorded paths of clips on a device, with `PathClips`' batches."
     def __init__(self, net, clips:WorldClips, n:int, n_blocks:int=5, path_steps:int=8, guidance:float=1.5, window_frames:int=9, chunk:int=128, seed:int=0,
-                 past=dict(policy="fixed", fixed_level=.07)):     # stage 1 has never seen a past without noise (chapter 32)
+                 past=known_past()):     # stage 1 has never seen a past without noise (chapter 32)
         self.levels = student_levels((4,))
         keep, parts = kept_steps(self.levels, path_steps), []
         for k in range(-(-n // chunk)):

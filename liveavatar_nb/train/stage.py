@@ -79,9 +79,10 @@ def finish(net, out, kind:str, preset, run, settings:dict, part:str="dit", **mor
 # %% ../../nbs/30h_train.stage.ipynb #1ce17904
 def train_stage(loss_fn, loss_at, kind:str, preset, data, out, minutes=None, steps=None, resume=False, init=None, batch=16, n_blocks=4,
                 lr=1e-3, ema=.999, muon=0., seed=0, autocast=False, device=None, validate_every=500, limit=None, config=None, progress=True,
-                portrait=.5, ear="ear", compile=False, warmup=.05, **settings)->DiT:
+                portrait=.5, ear="ear", compile=False, warmup=.05, card=None, **settings)->DiT:
     """What teacher and stage 1 share: data (a folder, or a pair of clip sets), network, validation, loop, card.
-    `portrait`: share of windows whose sink is the portrait; the others' is a latent frame of the clip. `settings` go to `loss_fn`."""
+    `portrait`: share of windows whose sink is the portrait; the others' is a latent frame of the clip.
+    `settings` go to `loss_fn`; `card`: more entries."""
     torch.manual_seed(seed)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     train, heldout = clip_sets(data, limit)
@@ -98,6 +99,4 @@ def train_stage(loss_fn, loss_at, kind:str, preset, data, out, minutes=None, ste
               ahead=device != "cpu",
               validate=lambda: validate_levels(net, checks, loss_at), validate_every=validate_every,
               config=everything | {"dit": asdict(net.config)}, progress=progress)
-    noise = settings.get("context_noise")             # who has seen noisy pasts only wants one when it streams, too (chapter 32)
-    more = dict(sampler=dict(policy="fixed", fixed_level=round(.7 * noise, 3))) if noise else {}
-    return finish(net, out, kind, preset, run, everything, **more)
+    return finish(net, out, kind, preset, run, everything, **(card or {}))
